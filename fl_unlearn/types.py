@@ -1,0 +1,298 @@
+"""Requests, settings, results, protocols and errors that every other module speaks.
+
+Nothing here computes; this module imports no other module of the package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+
+StateDict = Mapping[str, torch.Tensor]
+"""A model's named tensors, as ``nn.Module.state_dict()`` gives them."""
+
+FisherKind = Literal["empirical", "normalized", "true", "batch"]
+FISHER_KINDS: tuple[str, ...] = get_args(FisherKind)
+
+ReferenceMode = Literal["shared", "per-model"]
+REFERENCE_MODES: tuple[str, ...] = get_args(ReferenceMode)
+
+REST = -1
+"""The group under which a client pools every sample that a request does not name."""
+
+SIGNATURE_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+
+
+# --------------------------------------------------------------------------- errors
+class UnlearnError(Exception):
+    """Base of every error that fl-unlearn raises on purpose."""
+
+
+class RequestError(UnlearnError, ValueError):
+    """A forget request that cannot be served as it stands (unknown class, no holder, every class...)."""
+
+
+class SettingsError(UnlearnError, ValueError):
+    """A setting with a value that makes no sense."""
+
+
+class FisherError(UnlearnError, ValueError):
+    """A model or data for which the Fisher diagonal would be meaningless."""
+
+
+class UpdateError(UnlearnError, ValueError):
+    """An update that does not fit the model, or is not a well-formed update."""
+
+
+class AlreadyAppliedError(UnlearnError):
+    """The same update was about to be applied twice to one model."""
+
+
+class LineageError(UnlearnError, ValueError):
+    """A node or an edge that the model inheritance graph cannot hold, or one it does not know."""
+
+
+class StoreError(UnlearnError):
+    """The store on disk cannot be read or written."""
+
+
+class ModelMismatchError(StoreError):
+    """The store, an update or an answer belongs to a model with other names, shapes or dtypes."""
+
+
+class CorruptCheckpointError(StoreError):
+    """A checkpoint is missing, truncated, or differs from the digest that was recorded for it."""
+
+
+class StoreFullError(StoreError):
+    """No room was left on the disk; nothing was changed."""
+
+
+class AnswerError(UnlearnError, ValueError):
+    """A client's answer was malformed or implausible and was not used."""
+
+
+class NotEnoughAnswersError(UnlearnError):
+    """Too few clients answered a phase; nothing was changed."""
+
+
+# --------------------------------------------------------------------------- model signatures
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and dtype name (such as ``"float32"``) of one tensor of a model."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Signature = Mapping[str, TensorSpec]
+"""Names, shapes and dtypes of a model's tensors: what two models must share to share an update."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype without the ``torch.`` prefix."""
+    return str(dtype).removeprefix("torch.")
+
+
+def signature_of(state: StateDict) -> dict[str, TensorSpec]:
+    """Names, shapes and dtypes of ``state``."""
+    return {n: TensorSpec(tuple(t.shape), dtype_name(t.dtype)) for n, t in state.items()}
+
+
+def signature_difference(expected: Signature, got: Signature) -> str | None:
+    """One sentence on the first differences in names and shapes, or None when they agree.
+
+    Dtypes may differ: Flower's strategies widen them (FedAdam returns float64 for float32 models, FedAvg
+    float64 for integer buffers), so the same model changes its dtypes from round to round.
+    """
+    missing = sorted(set(expected) - set(got))
+    extra = sorted(set(got) - set(expected))
+    changed = [n for n in expected if n in got and expected[n].shape != got[n].shape]
+    if not (missing or extra or changed):
+        return None
+    parts = []
+    if missing:
+        parts.append(f"missing {_some(missing)}")
+    if extra:
+        parts.append(f"unknown {_some(extra)}")
+    for name in changed[:3]:
+        parts.append(f"'{name}' is {list(got[name].shape)} where {list(expected[name].shape)} was expected")
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(f"'{n}'" for n in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --------------------------------------------------------------------------- requests
+@dataclass(frozen=True)
+class ForgetRequest:
+    """What is to be forgotten: one or more classes, of all clients that hold them or of named ones.
+
+    Attributes:
+        classes: The labels to forget, each >= 0, in ascending order without repeats.
+        clients: Client names (partition ids, unless the project names its clients otherwise) whose data
+            of these classes is to be forgotten; empty means every client that holds them.
+        reason: Free text for the record.
+    """
+
+    classes: tuple[int, ...]
+    clients: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise RequestError("a request must name at least one class, got none; try classes=(3,)")
+        for c in self.classes:
+            if isinstance(c, bool) or not isinstance(c, int) or c < 0:
+                raise RequestError(f"a class is a whole number from 0 up, got {c!r}")
+        object.__setattr__(self, "classes", tuple(sorted(set(self.classes))))
+        object.__setattr__(self, "clients", tuple(dict.fromkeys(str(c) for c in self.clients)))
+
+    @classmethod
+    def parse(cls, classes: str | int, clients: str = "", reason: str = "") -> ForgetRequest:
+        """Build a request from comma-separated text, such as ``"1,9"`` and ``"4,7"``.
+
+        Raises:
+            RequestError: If ``classes`` is not a comma-separated list of whole numbers.
+        """
+        try:
+            labels = tuple(int(p) for p in str(classes).split(",") if p.strip())
+        except ValueError as e:
+            raise RequestError(f"classes must look like '3' or '1,9', got {classes!r}") from e
+        return cls(labels, tuple(p.strip() for p in clients.split(",") if p.strip()), reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"classes": list(self.classes), "clients": list(self.clients), "reason": self.reason}
+
+
+# --------------------------------------------------------------------------- settings
+@dataclass(frozen=True)
+class UnlearnSettings:
+    """How a request is served. The defaults are the measured ones (see the README's tables).
+
+    Attributes:
+        fisher_kind: Which Fisher diagonal the clients compute (`fisher.fisher_diagonal`).
+        fisher_scope: ``"head"``, ``"all"``, or comma-separated parameter names or glob patterns.
+        head: Name of the head module when it cannot be found automatically.
+        merge_rule: MFIM rule (`merge.RULES`).
+        threshold: The t of FIUn, or None to choose among ``candidates`` by calibration ("auto").
+        candidates: Thresholds scored when ``threshold`` is None; each > 0.
+        dampening: The lambda of FIUn, > 0.
+        reference: One Fisher reference for every model ("shared"), or each model's own ("per-model").
+        forget_tolerance: Largest accuracy on the forgotten classes that counts as forgotten, 0 to 1.
+        max_retain_drop: Largest loss of accuracy on the retained data that is accepted, 0 to 1.
+        calibration_models: How many affected global models calibration looks at, the newest included.
+        timeout: Seconds to wait for the answers of one phase.
+        min_clients: Wait (at most ``timeout``) until this many clients are connected before asking any.
+        min_answers: Share of the asked clients that must answer each phase, 0 to 1.
+        force: Commit a fixed ``threshold`` even when it fails calibration; the report says so.
+    """
+
+    fisher_kind: FisherKind = "normalized"
+    fisher_scope: str = "head"
+    head: str | None = None
+    merge_rule: str = "max"
+    threshold: float | None = None
+    candidates: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
+    dampening: float = 1.0
+    reference: ReferenceMode = "shared"
+    forget_tolerance: float = 0.005
+    max_retain_drop: float = 0.05
+    calibration_models: int = 4
+    timeout: float = 600.0
+    min_clients: int = 1
+    min_answers: float = 0.5
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
+        _one_of("reference", self.reference, REFERENCE_MODES)
+        if not self.fisher_scope.strip():
+            raise SettingsError("fisher_scope is empty; use 'head', 'all' or names such as 'fc1.*,fc2.*'")
+        if not self.candidates:
+            raise SettingsError("candidates is empty; give at least one threshold")
+        for t in (*self.candidates, *(() if self.threshold is None else (self.threshold,))):
+            if not (math.isfinite(t) and t > 0):
+                raise SettingsError(f"a threshold must be a finite number above 0, got {t!r}")
+        if not (math.isfinite(self.dampening) and self.dampening > 0):
+            raise SettingsError(f"dampening must be a finite number above 0, got {self.dampening!r}")
+        for name in ("forget_tolerance", "max_retain_drop", "min_answers"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+        if self.calibration_models < 1:
+            raise SettingsError(f"calibration_models must be at least 1, got {self.calibration_models}")
+        if not self.timeout > 0:
+            raise SettingsError(f"timeout must be above 0 seconds, got {self.timeout!r}")
+        if self.force and self.threshold is None:
+            raise SettingsError("force needs a fixed threshold; with candidates there is none to insist on")
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The thresholds to score, ascending: the fixed one, or the candidates."""
+        return (self.threshold,) if self.threshold is not None else tuple(sorted(set(self.candidates)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "candidates": list(self.candidates)}
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SettingsError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+
+
+# --------------------------------------------------------------------------- scores and results
+@dataclass
+class ClassScores:
+    """What one model gets right, class by class; sums, so that clients' scores add.
+
+    Attributes:
+        correct: Label to number of samples classified correctly.
+        total: Label to number of samples.
+        loss: Label to summed cross-entropy, in nats.
+    """
+
+    correct: dict[int, int] = field(default_factory=dict)
+    total: dict[int, int] = field(default_factory=dict)
+    loss: dict[int, float] = field(default_factory=dict)
+
+    def __add__(self, other: ClassScores) -> ClassScores:
+        labels = sorted(set(self.total) | set(other.total))
+        return ClassScores(
+            {c: self.correct.get(c, 0) + other.correct.get(c, 0) for c in labels},
+            {c: self.total.get(c, 0) + other.total.get(c, 0) for c in labels},
+            {c: self.loss.get(c, 0.0) + other.loss.get(c, 0.0) for c in labels},
+        )
+
+    def accuracy(self, labels: Sequence[int] | None = None, *, without: Sequence[int] = ()) -> float | None:
+        """Share classified correctly, 0 to 1, over ``labels`` (default: all) less ``without``.
+
+        Returns None where there is no sample to measure on: an absent number, not a zero.
+        """
+        chosen = [c for c in (self.total if labels is None else labels) if c not in set(without)]
+        total = sum(self.total.get(c, 0) for c in chosen)
+        return sum(self.correct.get(c, 0) for c in chosen) / total if total else None
+
+    def mean_loss(self, labels: Sequence[int] | None = None, *, without: Sequence[int] = ()) -> float | None:
+        """Mean cross-entropy in nats over the same selection as `accuracy`, or None without samples."""
+        chosen = [c for c in (self.total if labels is None else labels) if c not in set(without)]
+        total = sum(self.total.get(c, 0) for c in chosen)
+        return sum(self.loss.get(c, 0.0) for c in chosen) / total if total else None
