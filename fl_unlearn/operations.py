@@ -1,0 +1,139 @@
+"""The ledger of updates that were decided: which checkpoints they change, and which clients still wait.
+
+An operation is one transaction. What follows it, renaming files and updating digests, can be repeated, so
+that a crash in between is finished by `OperationLedger.finish` at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fl_unlearn.lineage import UMIG, Node
+from fl_unlearn.store import CheckpointStore, FileInfo
+
+OPERATION_TABLES = """
+CREATE TABLE IF NOT EXISTS operation (
+    id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, client_update TEXT NOT NULL, request TEXT NOT NULL,
+    done INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS application (
+    operation_id INTEGER NOT NULL REFERENCES operation(id), node_id INTEGER NOT NULL REFERENCES node(id),
+    before TEXT NOT NULL, after TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (operation_id, node_id));
+CREATE TABLE IF NOT EXISTS outstanding (
+    operation_id INTEGER NOT NULL REFERENCES operation(id), client TEXT NOT NULL,
+    PRIMARY KEY (operation_id, client));
+"""
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """The successor of one checkpoint, written but not yet in place."""
+
+    node: Node
+    before: FileInfo
+    after: FileInfo
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One decided operation: its digest, that of the update which clients apply, and what was asked."""
+
+    digest: str
+    client_update: str
+    request: dict[str, Any]
+
+
+class OperationLedger:
+    """Decided operations, in the same SQLite file as the UMIG.
+
+    Args:
+        umig: The graph whose file holds the ledger.
+        checkpoints: The checkpoints that operations change.
+    """
+
+    def __init__(self, umig: UMIG, checkpoints: CheckpointStore) -> None:
+        self.umig, self.checkpoints = umig, checkpoints
+
+    def commit(
+        self,
+        digest: str,
+        client_update: str,
+        request: Mapping[str, Any],
+        staged: Iterable[StagedFile],
+        clients: Iterable[str],
+    ) -> None:
+        """Decide for an operation whose files are all staged, then put them in place.
+
+        An operation decided before (the same digest) is taken up again: checkpoints that it had missed
+        and clients are added to it.
+
+        Args:
+            digest: Name of the operation (the update's digest, when there is one update).
+            client_update: Digest of the update that clients apply to their copies.
+            request: What was asked, for the record.
+            staged: The staged files.
+            clients: Clients that still have to be told.
+        """
+        with self.umig.transaction():
+            self._execute(
+                "INSERT INTO operation (digest, client_update, request, done) VALUES (?, ?, ?, 0) "
+                "ON CONFLICT (digest) DO UPDATE SET done = 0",
+                digest,
+                client_update,
+                json.dumps(dict(request)),
+            )
+            (operation,) = self._execute("SELECT id FROM operation WHERE digest = ?", digest).fetchone()
+            for s in staged:
+                row = (operation, s.node.id, s.before.digest, s.after.digest, s.after.size)
+                self._execute("INSERT INTO application VALUES (?, ?, ?, ?, ?)", *row)
+            for client in clients:
+                self._execute("INSERT OR IGNORE INTO outstanding VALUES (?, ?)", operation, client)
+        self.finish()
+
+    def finish(self) -> None:
+        """Put in place what was decided and not yet done."""
+        for (operation,) in self._execute("SELECT id FROM operation WHERE done = 0 ORDER BY id").fetchall():
+            rows = self._execute(
+                "SELECT n.name, a.node_id, a.after, a.size FROM application a "
+                "JOIN node n ON n.id = a.node_id WHERE a.operation_id = ?",
+                operation,
+            ).fetchall()
+            for name, *_ in rows:
+                self.checkpoints.promote(name)
+            with self.umig.transaction():
+                for _, node_id, after, size in rows:
+                    self._execute(
+                        "UPDATE checkpoint SET digest = ?, size = ? WHERE node_id = ?", after, size, node_id
+                    )
+                self._execute("UPDATE operation SET done = 1 WHERE id = ?", operation)
+
+    def settle(self, digest: str, client: str) -> None:
+        """Note that a client has applied the update of an operation."""
+        with self.umig.transaction():
+            self._execute(
+                "DELETE FROM outstanding WHERE client = ? AND operation_id = "
+                "(SELECT id FROM operation WHERE digest = ?)",
+                client,
+                digest,
+            )
+
+    def outstanding(self) -> dict[str, list[Operation]]:
+        """Client to the operations it has not confirmed yet, oldest first."""
+        known = {operation.digest: operation for operation in self.all()}
+        out: dict[str, list[Operation]] = {}
+        for client, digest in self._execute(
+            "SELECT o.client, p.digest FROM outstanding o JOIN operation p ON p.id = o.operation_id "
+            "ORDER BY p.id, o.client"
+        ):
+            out.setdefault(client, []).append(known[digest])
+        return out
+
+    def all(self) -> list[Operation]:
+        """Every decided operation, oldest first."""
+        rows = self._execute("SELECT digest, client_update, request FROM operation ORDER BY id")
+        return [Operation(digest, update, json.loads(request)) for digest, update, request in rows]
+
+    def _execute(self, statement: str, *values: Any) -> Any:
+        return self.umig.connection.execute(statement, values)

@@ -1,0 +1,288 @@
+"""Everything a federation's run leaves on disk: the lineage, the checkpoints, the updates applied to them.
+
+One folder: ``lineage.sqlite`` (the UMIG and the ledger of checkpoints), ``checkpoints/``, ``updates/``.
+A file is written before its row, and a row is never committed for a file that is not there, so that
+opening the folder again can always finish or undo what a crash interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.lineage import UMIG, Node, NodeKind
+from fl_unlearn.operations import OPERATION_TABLES, OperationLedger
+from fl_unlearn.store import Checkpoint, CheckpointStore, FileInfo, KeepPolicy, write_atomically
+from fl_unlearn.types import (
+    CorruptCheckpointError,
+    LineageError,
+    ModelMismatchError,
+    Signature,
+    StateDict,
+    StoreError,
+    TensorSpec,
+    signature_difference,
+    signature_of,
+)
+
+log = logging.getLogger(__name__)
+
+DATABASE = "lineage.sqlite"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS checkpoint (
+    node_id INTEGER PRIMARY KEY REFERENCES node(id), digest TEXT NOT NULL, size INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
+"""
+
+
+class RunStore:
+    """A run's folder.
+
+    Args:
+        folder: The folder; made when absent, unless ``read_only``.
+        keep: Which models are kept as checkpoints from now on.
+        read_only: Look, do not touch: no recovery, no writing; works while a run writes.
+
+    Raises:
+        StoreError: If the folder holds something else, or cannot be written.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, keep: KeepPolicy | None = None, read_only: bool = False
+    ) -> None:
+        self.folder = Path(folder).absolute()
+        self.keep = keep or KeepPolicy()
+        if read_only and not (self.folder / DATABASE).is_file():
+            raise StoreError(f"{self.folder} has no {DATABASE}: it is not the store of a run. Check the path")
+        if not read_only:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / "updates").mkdir(exist_ok=True)
+            except OSError as e:
+                raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
+        self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
+        self.checkpoints = CheckpointStore(self.folder / "checkpoints")
+        self.operations = OperationLedger(self.umig, self.checkpoints)
+        self._written: list[str] = []
+        if not read_only:
+            with self.umig.transaction():
+                for statement in filter(str.strip, (_TABLES + OPERATION_TABLES).split(";")):
+                    self.umig.connection.execute(statement)
+            self.recover()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the database."""
+        self.umig.close()
+
+    # ------------------------------------------------------------------ recording
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Everything recorded inside is one transaction; on an error its files are removed again."""
+        outer, self._written = self._written, []
+        try:
+            with self.umig.transaction():
+                yield
+        except BaseException:
+            for name in self._written:
+                self.checkpoints.delete(name)
+            raise
+        else:
+            outer.extend(self._written)
+        finally:
+            self._written = outer
+
+    def record(
+        self,
+        name: str,
+        state: StateDict | None,
+        *,
+        kind: str,
+        round_: int,
+        parents: Mapping[str, float] | None = None,
+        owner: str | None = None,
+        examples: int | None = None,
+        applied: tuple[str, ...] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Node:
+        """Append one model to the UMIG, and keep its checkpoint when the policy says so.
+
+        Without ``state`` the node alone is recorded.
+
+        Raises:
+            ModelMismatchError: If the model's tensors differ in name or shape from the store's.
+            LineageError: If the node does not fit the graph.
+            StoreFullError: If the disk is full; neither the node nor a file is left behind.
+        """
+        with self.round():
+            if name in self.umig:
+                raise LineageError(f"the model {name!r} is recorded already; nodes are never rewritten")
+            info = None
+            if state is not None:
+                self.check_model(signature_of(state), remember=True)
+            if state is not None and self.keep.keeps(kind, round_):
+                self._written.append(name)
+                info = self.checkpoints.write(name, state, applied)
+            node = self.umig.add(
+                name,
+                kind=kind,
+                round=round_,
+                parents=dict(parents or {}),
+                owner=owner,
+                examples=examples,
+                digest=info.digest if info else None,
+                metadata=dict(metadata or {}),
+            )
+            if info:
+                self._execute("INSERT INTO checkpoint VALUES (?, ?, ?)", node.id, info.digest, info.size)
+        return node
+
+    def prune(self) -> list[str]:
+        """Drop the oldest checkpoints until the byte budget holds; returns the names dropped."""
+        if self.keep.byte_budget is None:
+            return []
+        rows = self._execute(
+            "SELECT n.name, n.kind, c.size, c.node_id FROM checkpoint c JOIN node n ON n.id = c.node_id "
+            "ORDER BY c.node_id"
+        ).fetchall()
+        newest = max((r[3] for r in rows if r[1] == NodeKind.AGGREGATE), default=-1)
+        excess = sum(r[2] for r in rows) - self.keep.byte_budget
+        dropped = []
+        with self.umig.transaction():
+            for name, kind, size, node_id in rows:
+                if excess <= 0:
+                    break
+                if kind == NodeKind.INITIAL or node_id == newest:
+                    continue
+                self._execute("DELETE FROM checkpoint WHERE node_id = ?", node_id)
+                dropped.append(name)
+                excess -= size
+        for name in dropped:
+            self.checkpoints.delete(name)
+        return dropped
+
+    def check_model(self, signature: Signature, *, remember: bool = False) -> None:
+        """Raise ModelMismatchError unless ``signature`` is that of the store's model.
+
+        With ``remember``, an empty store takes it as its own.
+        """
+        known = self.signature()
+        if known is None:
+            if remember:
+                plain = {n: asdict(s) for n, s in signature.items()}
+                self.umig.set_meta("signature", json.dumps(plain))
+            return
+        difference = signature_difference(known, signature)
+        if difference:
+            raise ModelMismatchError(
+                f"{self.folder} is the store of another model: {difference}. "
+                "Use a store of its own for each model architecture"
+            )
+
+    def signature(self) -> dict[str, TensorSpec] | None:
+        """Names, shapes and dtypes of the store's model; None while it holds none."""
+        text = self.umig.get_meta("signature")
+        if text is None:
+            return None
+        return {n: TensorSpec(tuple(s["shape"]), s["dtype"]) for n, s in json.loads(text).items()}
+
+    # ------------------------------------------------------------------ reading
+    def kept(self) -> set[str]:
+        """Names of the models that have a checkpoint."""
+        query = "SELECT n.name FROM checkpoint c JOIN node n ON n.id = c.node_id"
+        return {r[0] for r in self._execute(query)}
+
+    def info(self, name: str) -> FileInfo | None:
+        """Digest and size that the ledger has for a model's checkpoint; None when none is kept."""
+        row = self._execute(
+            "SELECT digest, size FROM checkpoint WHERE node_id = ?", self.umig.node(name).id
+        ).fetchone()
+        return FileInfo(*row) if row else None
+
+    def load(self, name: str) -> Checkpoint:
+        """Read a checkpoint and check it against the ledger.
+
+        Raises:
+            CorruptCheckpointError: If it is missing, truncated or altered.
+            StoreError: If the model was recorded without a checkpoint.
+        """
+        info = self.info(name)
+        if info is None:
+            raise StoreError(f"no checkpoint was kept for {name!r}; see the keep policy")
+        return self.checkpoints.read(name, info.digest)
+
+    def latest(self) -> tuple[Node, Checkpoint]:
+        """The newest global model that has a checkpoint.
+
+        Raises:
+            StoreError: If there is none.
+        """
+        row = self._execute(
+            "SELECT n.name FROM checkpoint c JOIN node n ON n.id = c.node_id WHERE n.kind IN (?, ?) "
+            "ORDER BY n.id DESC LIMIT 1",
+            NodeKind.AGGREGATE,
+            NodeKind.INITIAL,
+        ).fetchone()
+        if row is None:
+            raise StoreError(f"{self.folder} holds no global model; train with this store first")
+        return self.umig.node(row[0]), self.load(row[0])
+
+    # ------------------------------------------------------------------ updates
+    def save_update(self, update: DampeningUpdate) -> Path:
+        """Keep an update's file, ``updates/<digest>.safetensors``."""
+        path = self.folder / "updates" / f"{update.digest}.safetensors"
+        write_atomically(path, update.to_bytes())
+        return path
+
+    def update(self, digest: str) -> DampeningUpdate:
+        """Read an update that was kept.
+
+        Raises:
+            CorruptCheckpointError: If its file is missing or was changed.
+        """
+        path = self.folder / "updates" / f"{digest}.safetensors"
+        try:
+            update = DampeningUpdate.from_bytes(path.read_bytes())
+        except FileNotFoundError as e:
+            raise CorruptCheckpointError(f"the update {path} is missing; restore it from a backup") from e
+        if update.digest != digest:
+            raise CorruptCheckpointError(f"the update {path} was changed: its digest is {update.digest[:12]}")
+        return update
+
+    def recover(self) -> None:
+        """Finish committed operations, and remove the files of those that were never committed."""
+        self.checkpoints.remove_partial()
+        self.operations.finish()
+        for name in sorted(self.checkpoints.staged_names()):
+            log.warning("undoing an application that was interrupted before it was decided: %s", name)
+            self.checkpoints.discard(name)
+        for name in sorted(self.checkpoints.names() - self.kept()):
+            log.warning(
+                "removing a checkpoint that was written for a round that was never recorded: %s", name
+            )
+            self.checkpoints.delete(name)
+
+    # ------------------------------------------------------------------ who is who
+    def identify(self, owner: str, client: str) -> None:
+        """Remember that updates recorded under ``owner`` are this client's."""
+        with self.umig.transaction():
+            self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?)", owner, client)
+
+    def clients(self) -> dict[str, str]:
+        """Owner as recorded in the UMIG to client name; an owner never identified maps to itself."""
+        known = dict(self._execute("SELECT owner, client FROM alias").fetchall())
+        return {owner: known.get(owner, owner) for owner in self.umig.owners()}
+
+    def _execute(self, statement: str, *values: Any) -> Any:
+        return self.umig.connection.execute(statement, values)
