@@ -1,0 +1,15 @@
+"""The Flower plug-in: a strategy wrapper for the server, handlers for the clients."""
+
+from fl_unlearn.flower.server import UnlearningStrategy
+
+from fl_unlearn.flower.client import attach, forgotten_classes, unlearning_mod
+from fl_unlearn.flower.session import ForgetResult, forget
+
+__all__ = [
+    "ForgetResult",
+    "UnlearningStrategy",
+    "attach",
+    "forget",
+    "forgotten_classes",
+    "unlearning_mod",
+]

@@ -1,0 +1,128 @@
+"""Measure before deciding: clients score candidate updates, the server picks one or refuses.
+
+A threshold that is wrong fails silently and badly: the class stays, or others are lost with it. So nothing
+is committed that was not scored on the clients' own data, on the current model and on earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fl_unlearn.types import ClassScores, ForgetRequest, UnlearnSettings
+
+
+@dataclass
+class Tally:
+    """Scores of one model, split into what is to be forgotten and what is to be kept."""
+
+    forget: ClassScores = field(default_factory=ClassScores)
+    retain: ClassScores = field(default_factory=ClassScores)
+
+    def add(self, scores: ClassScores, request: ForgetRequest, client: str) -> None:
+        """Add one client's scores; where the request names clients, only theirs can be forgotten."""
+        named = not request.clients or client in request.clients
+        for label, total in scores.total.items():
+            one = ClassScores({label: scores.correct[label]}, {label: total}, {label: scores.loss[label]})
+            if named and label in request.classes:
+                self.forget = self.forget + one
+            else:
+                self.retain = self.retain + one
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the clients measured of one threshold; accuracies 0 to 1 over all their local data.
+
+    Attributes:
+        threshold: The t of FIUn.
+        forget_accuracy: On the forgotten data, current model.
+        retain_accuracy: On the retained data, current model.
+        retain_drop: Retained accuracy before less after, current model.
+        worst_forget_accuracy: The largest forget accuracy over all models looked at.
+        worst_retain_drop: The largest retained drop over all models looked at.
+        mean_retain_drop: The mean retained drop over all models looked at.
+        passed: Whether it forgets within tolerance everywhere and keeps enough on the current model.
+    """
+
+    threshold: float
+    forget_accuracy: float
+    retain_accuracy: float
+    retain_drop: float
+    worst_forget_accuracy: float
+    worst_retain_drop: float
+    mean_retain_drop: float
+    passed: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def sum_scores(
+    answers: Mapping[str, Sequence[Sequence[ClassScores]]], request: ForgetRequest
+) -> list[list[Tally]]:
+    """Add the clients' scores: one row per model, one tally per candidate."""
+    rows: list[list[Tally]] = []
+    for client, models in answers.items():
+        rows = rows or [[Tally() for _ in model] for model in models]
+        for row, model in zip(rows, models, strict=True):
+            for tally, scores in zip(row, model, strict=True):
+                tally.add(scores, request, client)
+    return rows
+
+
+def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Candidate]:
+    """Turn the sums into one verdict per threshold.
+
+    Args:
+        rows: One row per model, the current one first; in each, the model as it is, then each candidate.
+        settings: Thresholds and tolerances.
+    """
+    out = []
+    for k, threshold in enumerate(settings.thresholds, start=1):
+        forget = [row[k].forget.accuracy() or 0.0 for row in rows]
+        kept = [row[k].retain.accuracy() or 0.0 for row in rows]
+        drops = [(row[0].retain.accuracy() or 0.0) - after for row, after in zip(rows, kept, strict=True)]
+        passed = max(forget) <= settings.forget_tolerance and drops[0] <= settings.max_retain_drop
+        out.append(
+            Candidate(
+                threshold,
+                forget[0],
+                kept[0],
+                drops[0],
+                max(forget),
+                max(drops),
+                sum(drops) / len(drops),
+                passed,
+            )
+        )
+    return out
+
+
+def choose(candidates: Iterable[Candidate]) -> Candidate | None:
+    """The passing candidate that costs the retained data least on average over the models looked at.
+
+    Among equals the smallest threshold: it forgets with the larger margin.
+    """
+    passing = [c for c in candidates if c.passed]
+    return min(passing, key=lambda c: (round(c.mean_retain_drop, 4), c.threshold), default=None)
+
+
+def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) -> str:
+    """One or two sentences on why no candidate passed, and what to try."""
+    best = min(candidates, key=lambda c: (c.worst_forget_accuracy, c.retain_drop))
+    tried = ", ".join(f"{c.threshold:g}" for c in candidates)
+    text = (
+        f"none of the thresholds {tried} brought the accuracy on the forgotten data to "
+        f"{settings.forget_tolerance:.1%} or below on every model looked at while losing at most "
+        f"{100 * settings.max_retain_drop:.1f} points on the retained data; nothing was changed. Closest: "
+        f"t = {best.threshold:g} left {best.worst_forget_accuracy:.1%} and cost "
+        f"{100 * best.retain_drop:.1f} points"
+    )
+    if all(c.worst_forget_accuracy > settings.forget_tolerance for c in candidates):
+        return (
+            text + ". Try smaller thresholds, a wider fisher scope, or see whether others hold the same data"
+        )
+    return text + ". Try larger thresholds, or accept a larger drop"

@@ -1,0 +1,290 @@
+"""The client's side: answering what the server asks when something is to be forgotten.
+
+`attach` registers the handlers on an app built with decorators, `unlearning_mod` makes a mod for an app
+built with ``client_fn``. Either needs two things of the project: how to build its model, and this client's
+data. Only what a request needs leaves the client: sums over the named classes and over all the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.fisher import find_head, fisher_diagonal
+from fl_unlearn.flower import records
+from fl_unlearn.store import decode, encode, write_atomically
+from fl_unlearn.types import (
+    FisherError,
+    ModelMismatchError,
+    RequestError,
+    UnlearnError,
+    UpdateError,
+    signature_difference,
+    signature_of,
+)
+from fl_unlearn.verify import score_candidates
+
+ModelFn = Callable[..., nn.Module]
+DataFn = Callable[[Context], Any]
+NameFn = Callable[[Context], str]
+CopiesFn = Callable[[Context], Iterable[Path]]
+Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
+
+_APPLIED = "unlearn.applied"
+
+
+def partition_name(context: Context) -> str:
+    """The default name of a client: its partition id, which is stable, or else its node id."""
+    return str(context.node_config.get("partition-id", context.node_id))
+
+
+class Responder:
+    """Answers the plug-in's four questions: who are you, Fisher, scores, apply.
+
+    Args:
+        model: Builds the project's model; called with no argument or with the Context.
+        data: Called with the Context; returns this client's training loader, or (training, held-out).
+        client_name: The client's lasting name; default its partition id.
+        copies: Called with the Context; paths of safetensors files with models that the client keeps.
+        device: Where to compute; default CUDA when there, else the CPU.
+    """
+
+    def __init__(
+        self,
+        model: ModelFn,
+        data: DataFn,
+        client_name: NameFn = partition_name,
+        copies: CopiesFn | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.model, self.data, self.client_name, self.copies = model, data, client_name, copies
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        required = [p for p in inspect.signature(model).parameters.values() if p.default is p.empty]
+        self._takes_context = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required)
+
+    def handle(self, message: Message, context: Context) -> Message:
+        """Answer one message of the plug-in; what cannot be done is answered in words."""
+        action = message.metadata.message_type.partition(".")[2]
+        client = self.client_name(context)
+        answer = {
+            records.IDENTITY: self.identity,
+            records.FISHER: self.fisher,
+            records.SCORE: self.scores,
+            records.APPLY: self.apply,
+        }[action]
+        try:
+            record = records.read_head(message.content)
+            return Message(answer(client, record, message.content, context), reply_to=message)
+        except UnlearnError as e:
+            return records.failure(message, client, f"{type(e).__name__}: {e}")
+
+    def identity(
+        self, client: str, record: ConfigRecord, content: RecordDict, context: Context
+    ) -> RecordDict:
+        """Say which client this node is."""
+        return RecordDict({records.HEAD: records.head(client=client)})
+
+    def fisher(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
+        """Fisher sums of the model in the message over this client's training data."""
+        model, names = self._load(records.read_model(content), context)
+        loader = _split(self.data(context))[0]
+        named = records.list_of(record, "clients")
+        classes = records.ints(record, "classes") if not named or client in named else []
+        self._check_classes(model, classes, str(record["head"]) or None)
+        started = time.perf_counter()
+        sums = fisher_diagonal(
+            model,
+            loader,
+            kind=str(record["kind"]),
+            scope=str(record["scope"]),
+            head=str(record["head"]) or None,
+            keep_classes=classes,
+            device=self.device,
+        )
+        for group, tensors in sums.sums.items():
+            sums.sums[group] = {names[n]: t for n, t in tensors.items()}
+        return records.write_fisher(client, sums, time.perf_counter() - started)
+
+    @staticmethod
+    def _check_classes(model: nn.Module, classes: list[int], head: str | None) -> None:
+        try:
+            count = find_head(model, head)[1].out_features
+        except FisherError:
+            return
+        if unknown := [c for c in classes if c >= count]:
+            raise RequestError(f"unknown class {unknown[0]}: the model has the classes 0 to {count - 1}")
+
+    def scores(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
+        """Scores of each model in the message, as it is and under each candidate, over all local data."""
+        thresholds = [float(t) for t in records.list_of(record, "thresholds")]
+        base = records.read_update(content) if thresholds else None
+        parts = _split(self.data(context))
+        seconds, rows = 0.0, []
+        for i in range(records.ints(record, "models")[0]):
+            model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
+            candidates = [None, *(base.tighten(t) for t in thresholds)] if base else [None]
+            renamed = [_rename(u, names) for u in candidates]
+            started = time.perf_counter()
+            rows.append(
+                score_candidates(
+                    model,
+                    chain.from_iterable(parts),
+                    renamed,
+                    device=self.device,
+                    head=str(record["head"]) or None,
+                )
+            )
+            seconds += time.perf_counter() - started
+        return records.write_scores(client, rows, seconds)
+
+    def apply(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
+        """Apply the update to every copy of the model that this client keeps, once; answer with receipts."""
+        update = records.read_update(content)
+        started = time.perf_counter()
+        receipts = [*self._apply_to_state(update, context), *self._apply_to_files(update, context)]
+        answer = records.head(
+            client=client,
+            digest=update.digest,
+            receipts=[json.dumps(r, sort_keys=True) for r in receipts],
+            seconds=time.perf_counter() - started,
+        )
+        return RecordDict({records.HEAD: answer})
+
+    def _apply_to_state(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:
+        """Models that the app keeps in ``context.state``."""
+        marks = context.state.config_records.get(_APPLIED, ConfigRecord())
+        applied = [str(d) for d in records.list_of(marks, "digests")] if marks else []
+        if update.digest in applied:
+            return
+        for name, arrays in list(context.state.array_records.items()):
+            own = records.signature(arrays)
+            if any(n not in own or own[n].shape != e.spec.shape for n, e in update.entries.items()):
+                continue
+            state = apply_update(records.to_state(arrays), update)
+            context.state[name] = records.to_arrays(state)
+            yield {"copy": f"context.state[{name!r}]", "status": "applied"}
+        context.state[_APPLIED] = ConfigRecord({"digests": [*applied, update.digest]})
+
+    def _apply_to_files(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:
+        """Models that the client keeps in safetensors files."""
+        for path in map(Path, self.copies(context) if self.copies else ()):
+            checkpoint = decode(path.read_bytes(), str(path))
+            before = after = checkpoint.info.digest
+            if update.digest not in checkpoint.applied:
+                state = apply_update(checkpoint.state, update)
+                after = write_atomically(path, encode(state, (*checkpoint.applied, update.digest))).digest
+            yield {"copy": str(path), "before": before, "after": after, "status": "applied"}
+
+    def _load(self, arrays: ArrayRecord, context: Context) -> tuple[nn.Module, dict[str, str]]:
+        """The project's model with the values of a message, and its names to the message's names."""
+        model = self.model(context) if self._takes_context else self.model()
+        own, state = model.state_dict(), records.to_state(arrays)
+        names = dict(zip(own, own, strict=True))
+        # Legacy apps send a plain list of arrays, which Flower names "0", "1", ... in state_dict order.
+        if set(state) != set(own) and list(state) == [str(i) for i in range(len(own))]:
+            names = dict(zip(own, state, strict=True))
+        theirs = {n: state[names[n]] for n in own if names[n] in state}
+        extra = {n: t for n, t in state.items() if n not in names.values()}
+        difference = signature_difference(signature_of(own), signature_of({**theirs, **extra}))
+        if difference:
+            raise ModelMismatchError(f"the server's model is not the one `model` builds: {difference}")
+        model.load_state_dict(theirs)
+        return model.to(self.device).eval(), names
+
+
+def attach(
+    app: ClientApp,
+    *,
+    model: ModelFn,
+    data: DataFn,
+    client_name: NameFn = partition_name,
+    copies: CopiesFn | None = None,
+    device: str | None = None,
+) -> ClientApp:
+    """Make an app built with decorators able to forget.
+
+    Args:
+        app: The project's ClientApp.
+        model: Builds the project's model; called with no argument or, if it takes one, with the Context.
+        data: Called with the Context; returns this client's training loader, or (training, held-out).
+        client_name: The client's lasting name; default its partition id.
+        copies: Called with the Context; paths of safetensors files with models that the client keeps.
+        device: Where to compute; default CUDA when there, else the CPU.
+
+    Returns:
+        The same app.
+    """
+    responder = Responder(model, data, client_name, copies, device)
+    for action in records.ACTIONS:
+        app.query(action)(responder.handle)
+    return app
+
+
+def unlearning_mod(
+    *,
+    model: ModelFn,
+    data: DataFn,
+    client_name: NameFn = partition_name,
+    copies: CopiesFn | None = None,
+    device: str | None = None,
+) -> Mod:
+    """A mod that makes an app built with ``client_fn`` able to forget: ``ClientApp(fn, mods=[...])``.
+
+    Takes what `attach` takes, and answers the plug-in's queries; every other message is passed on.
+    """
+    responder = Responder(model, data, client_name, copies, device)
+
+    def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+        if message.metadata.message_type.partition(".")[2] in records.ACTIONS:
+            return responder.handle(message, context)
+        return call_next(message, context)
+
+    return mod
+
+
+def forgotten_classes(
+    message: Message, context: Context, client_name: NameFn = partition_name
+) -> tuple[int, ...]:
+    """The classes that this client must leave out of its training from now on; empty before any request.
+
+    Args:
+        message: A training message of a server with `UnlearningStrategy`.
+        context: The client's Context.
+        client_name: As given to `attach`.
+    """
+    record = message.content.config_records.get(records.FORGOTTEN)
+    if record is None:
+        return ()
+    own = client_name(context)
+    requests = [json.loads(str(r)) for r in records.list_of(record, "requests")]
+    return tuple(
+        sorted({int(c) for r in requests for c in r["classes"] if not r["clients"] or own in r["clients"]})
+    )
+
+
+def _split(data: Any) -> tuple[Any, ...]:
+    """(training, held-out) when ``data`` is a pair of loaders, else (training,)."""
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], torch.Tensor):
+        return tuple(part for part in data if part is not None)
+    return (data,)
+
+
+def _rename(update: DampeningUpdate | None, names: dict[str, str]) -> DampeningUpdate | None:
+    if update is None:
+        return None
+    own = {theirs: name for name, theirs in names.items()}
+    unknown = sorted(set(update.entries) - set(own))
+    if unknown:
+        raise UpdateError(f"the update names tensors that this model does not have: {unknown[:4]}")
+    return DampeningUpdate({own[n]: e for n, e in update.entries.items()}, update.threshold, update.dampening)

@@ -1,0 +1,159 @@
+"""The connected clients, as one session asks them: who answers, what is usable, and whether it is enough."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Sequence
+
+import torch
+from flwr.app import RecordDict
+
+from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.fisher import FisherSums
+from fl_unlearn.flower import records
+from fl_unlearn.flower.calibration import Tally, sum_scores
+from fl_unlearn.flower.exchange import Answers, Exchange
+from fl_unlearn.types import (
+    REST,
+    AnswerError,
+    ClassScores,
+    ForgetRequest,
+    NotEnoughAnswersError,
+    RequestError,
+    UnlearnSettings,
+    signature_of,
+)
+
+UNIDENTIFIED = "node-"
+"""Prefix of the stand-in name of a node that never said which client it is."""
+
+
+class Panel:
+    """Asks all connected clients and keeps what can be used.
+
+    Attributes:
+        nodes: Ids of the nodes that are asked.
+        names: Node id to client name, for those that gave one.
+        failed: Client to the reason why an answer of it could not be used.
+        silent: Clients that did not answer some phase in time.
+    """
+
+    def __init__(self, exchange: Exchange, request: ForgetRequest, settings: UnlearnSettings) -> None:
+        self.exchange, self.request, self.settings = exchange, request, settings
+        self.nodes: list[int] = []
+        self.names: dict[int, str] = {}
+        self.failed: dict[str, str] = {}
+        self.silent: set[str] = set()
+
+    def wait_for_clients(self) -> None:
+        """Wait until enough clients are connected.
+
+        Raises:
+            NotEnoughAnswersError: If they are not within the timeout.
+        """
+        deadline, need = time.monotonic() + self.settings.timeout, self.settings.min_clients
+        while len(nodes := list(self.exchange.grid.get_node_ids())) < need:
+            if time.monotonic() > deadline:
+                raise NotEnoughAnswersError(
+                    f"{len(nodes)} clients were connected after {self.settings.timeout:g} s, {need} are "
+                    "needed; nothing was changed. Start the clients, or lower min_clients"
+                )
+            time.sleep(0.2)
+        self.nodes = sorted(nodes)
+
+    def label(self, node: int) -> str:
+        """The client's name, or a stand-in."""
+        return self.names.get(node, f"{UNIDENTIFIED}{node}")
+
+    def clients(self) -> list[str]:
+        """Labels of all nodes asked."""
+        return [self.label(n) for n in self.nodes]
+
+    def ask_fisher(self, state: dict[str, torch.Tensor]) -> dict[str, FisherSums]:
+        """The clients' Fisher sums of one model: the requested classes apart, the rest pooled.
+
+        Raises:
+            RequestError: If the clients do not know a class.
+            NotEnoughAnswersError: If too few answers are usable.
+        """
+        s = self.settings
+        asked = records.head(
+            kind=s.fisher_kind,
+            scope=s.fisher_scope,
+            head=s.head or "",
+            classes=list(self.request.classes),
+            clients=list(self.request.clients),
+        )
+        content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
+        answers = self.exchange.ask(records.FISHER, dict.fromkeys(self.nodes, content))
+        model, good = signature_of(state), dict[str, FisherSums]()
+        for node, reply in sorted(answers.ok.items()):
+            try:
+                client = self._name(node, reply, good)
+                named = not self.request.clients or client in self.request.clients
+                groups = (*self.request.classes, REST) if named else (REST,)
+                sums = records.read_fisher(
+                    reply, kind=s.fisher_kind, scope=s.fisher_scope, groups=groups, model=model
+                )
+                first = next(iter(good.values()), sums)
+                if (sums.names, sums.num_classes) != (first.names, first.num_classes):
+                    raise AnswerError("other parameters or classes than another client's")
+                good[client] = sums
+            except AnswerError as e:
+                answers.failed[node] = str(e)
+        self._note(answers)
+        refusals = [why for why in self.failed.values() if why.startswith("RequestError: ")]
+        if refusals and not good:
+            raise RequestError(refusals[0].removeprefix("RequestError: "))
+        self._enough("Fisher", len(good))
+        return good
+
+    def ask_scores(
+        self, states: Sequence[dict[str, torch.Tensor]], base: DampeningUpdate | None
+    ) -> list[list[Tally]]:
+        """The clients' scores, added: one row per model; in it the model as it is, then each candidate.
+
+        Args:
+            states: The models.
+            base: The update of the smallest threshold, from which the others follow; None: no candidates.
+
+        Raises:
+            NotEnoughAnswersError: If too few answers are usable.
+        """
+        thresholds = list(self.settings.thresholds) if base else []
+        head = records.head(models=[len(states)], thresholds=thresholds, head=self.settings.head or "")
+        content = RecordDict({records.HEAD: head, **(records.write_update(base) if base else {})})
+        for i, state in enumerate(states):
+            content[f"{records.MODEL}.{i}"] = records.to_arrays(state)
+        answers = self.exchange.ask(records.SCORE, dict.fromkeys(self.nodes, content))
+        good: dict[str, list[list[ClassScores]]] = {}
+        for node, reply in sorted(answers.ok.items()):
+            try:
+                client = self._name(node, reply, good)
+                good[client] = records.read_scores(reply, models=len(states), candidates=1 + len(thresholds))
+            except AnswerError as e:
+                answers.failed[node] = str(e)
+        self._note(answers)
+        self._enough("scoring", len(good))
+        return sum_scores(good, self.request)
+
+    def _name(self, node: int, reply: RecordDict, others: Container[str]) -> str:
+        client = records.read_client(reply)
+        if client in others or client != self.names.setdefault(node, client):
+            raise AnswerError(f"node {node} answers as client {client!r}, which is another node's name")
+        return client
+
+    def _note(self, answers: Answers) -> None:
+        self.failed.update({self.label(n): why for n, why in answers.failed.items()})
+        self.silent.update(self.label(n) for n in answers.silent)
+
+    def _enough(self, phase: str, answered: int) -> None:
+        if answered >= max(1, self.settings.min_answers * len(self.nodes)):
+            return
+        reasons = "; ".join(f"{c}: {why[:300]}" for c, why in list(self.failed.items())[:3])
+        raise NotEnoughAnswersError(
+            f"{answered} of {len(self.nodes)} clients gave a usable answer to the {phase} phase, "
+            f"{self.settings.min_answers:.0%} are needed; nothing was changed. "
+            + (f"Reasons: {reasons}. " if reasons else "")
+            + "See the clients' logs, raise the timeout, or lower min_answers"
+        )

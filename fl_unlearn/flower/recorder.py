@@ -1,0 +1,178 @@
+"""Lineage as a run goes: what was sent, what came back, what was made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+
+from fl_unlearn.flower import records
+from fl_unlearn.lineage import NodeKind
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.types import AnswerError, CorruptCheckpointError, ModelMismatchError, StoreError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Update:
+    """One client's update, as it came: strategies may change or empty the reply afterwards."""
+
+    owner: str
+    examples: int | None
+    weight: float
+    state: dict[str, torch.Tensor] | None
+
+
+class Recorder:
+    """Appends one run to a store.
+
+    Rounds go on from the last round in the store, so that a run can be continued.
+
+    Args:
+        store: Where to record.
+        weighted_by_key: The metric that holds a client's number of examples.
+    """
+
+    def __init__(self, store: RunStore, weighted_by_key: str = "num-examples") -> None:
+        self.store, self.key = store, weighted_by_key
+        self.offset = max(store.umig.last_round(), 0)
+        self.current: str | None = None
+        self._last: ArrayRecord | None = None
+        self._digest = ""
+        self._warned = False
+
+    def broadcast(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Note the model that a round starts from: the one recorded last, unless somebody changed it."""
+        if arrays is self._last:
+            return
+        digest = digest_of(arrays)
+        if self.current is None:
+            self.current = self._begin(arrays)
+        elif digest != self._digest:
+            round_ = self.offset + server_round - 1
+            name = self._free(f"r{round_:04d}-global-changed")
+            state = self._state(arrays, NodeKind.AGGREGATE, round_)
+            self.store.record(name, state, kind=NodeKind.AGGREGATE, round_=round_, parents={self.current: 1.0})
+            self.current = name
+        self._last, self._digest = arrays, digest
+
+    def read_updates(self, server_round: int, replies: Mapping[str, RecordDict]) -> list[Update]:
+        """Copy what is to be recorded of the clients' replies, before the strategy sees them."""
+        keeps = self.store.keep.keeps(NodeKind.CLIENT_UPDATE, self.offset + server_round)
+        updates = []
+        for owner, content in replies.items():
+            examples = self._examples(content)
+            state = None
+            if keeps:
+                for arrays in content.array_records.values():
+                    state = self._client_state(owner, arrays)
+                    break
+            updates.append(Update(owner, examples, 1.0, state))
+        counts = [u.examples for u in updates]
+        total = sum(c for c in counts if c is not None)
+        for u in updates:
+            known = None not in counts and total > 0
+            # A weight of 0 would say that nothing was inherited, which a strategy need not have meant.
+            u.weight = max((u.examples or 0) / total, 1e-12) if known else 1 / len(updates)
+        return updates
+
+    def record_round(self, server_round: int, updates: list[Update], arrays: ArrayRecord | None) -> None:
+        """Record a round's updates and its aggregate (None: aggregation failed) in one transaction."""
+        if self.current is None:
+            raise StoreError("a round was aggregated before any model was sent; call configure_train first")
+        round_ = self.offset + server_round
+        made = f"r{round_:04d}-global"
+        with self.store.round():
+            parents = {}
+            for u in updates:
+                name = f"r{round_:04d}-client-{u.owner}"
+                self.store.record(
+                    name,
+                    u.state,
+                    kind=NodeKind.CLIENT_UPDATE,
+                    round_=round_,
+                    parents={self.current: 1.0},
+                    owner=u.owner,
+                    examples=u.examples,
+                )
+                parents[name] = u.weight
+            if arrays is not None:
+                state = self._state(arrays, NodeKind.AGGREGATE, round_)
+                self.store.record(
+                    made, state, kind=NodeKind.AGGREGATE, round_=round_, parents=parents or {self.current: 1.0}
+                )
+        if arrays is not None:
+            self.current, self._last, self._digest = made, arrays, digest_of(arrays)
+        self.store.prune()
+
+    def refresh(self, arrays: ArrayRecord) -> None:
+        """Note that the current model's arrays were replaced in place by their unlearned values."""
+        self._last, self._digest = arrays, digest_of(arrays)
+
+    def _begin(self, arrays: ArrayRecord) -> str:
+        """The node of the model a run starts from: the store's newest global model, or a new initial one."""
+        try:
+            node, checkpoint = self.store.latest()
+            same = digest_of(records.to_arrays(checkpoint.state)) == digest_of(arrays)
+            if same:
+                return node.name
+        except CorruptCheckpointError:
+            raise
+        except StoreError:
+            pass
+        self.store.check_model(records.signature(arrays))
+        name = self._free(f"r{self.offset:04d}-initial")
+        self.store.record(name, self._state(arrays, NodeKind.INITIAL, self.offset), kind=NodeKind.INITIAL, round_=self.offset)
+        return name
+
+    def _state(self, arrays: ArrayRecord, kind: str, round_: int) -> dict[str, torch.Tensor] | None:
+        """The tensors to keep; None when none are kept, or they are no model of fixed shape (trees)."""
+        if not self.store.keep.keeps(kind, round_):
+            return None
+        state = records.to_state(arrays)
+        if kind == NodeKind.AGGREGATE:
+            try:
+                self.store.check_model(records.signature(arrays))
+            except ModelMismatchError as e:
+                if not self._warned:
+                    log.warning(
+                        "the global model changes its shape; its lineage is recorded without it: %s", e
+                    )
+                self._warned = True
+                return None
+        return state
+
+    def _client_state(self, owner: str, arrays: ArrayRecord) -> dict[str, torch.Tensor] | None:
+        try:
+            self.store.check_model(records.signature(arrays))
+            return records.to_state(arrays)
+        except (ModelMismatchError, AnswerError) as e:
+            log.warning("the update of client %s is recorded without its values: %s", owner, e)
+            return None
+
+    def _examples(self, content: RecordDict) -> int | None:
+        for metrics in content.metric_records.values():
+            value = metrics.get(self.key)
+            if isinstance(value, int | float) and 0 <= value < 2**53:
+                return int(value)
+        return None
+
+    def _free(self, name: str) -> str:
+        number, candidate = 1, name
+        while candidate in self.store.umig:
+            number += 1
+            candidate = f"{name}-{number}"
+        return candidate
+
+
+def digest_of(arrays: ArrayRecord) -> str:
+    """SHA-256 over names and serialised values."""
+    sha = hashlib.sha256()
+    for name, array in arrays.items():
+        sha.update(name.encode() + b"\0" + array.data)
+    return sha.hexdigest()
