@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fl_unlearn.batches import to_device, unpack
+from fl_unlearn.batches import check_logits, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.fisher import find_head
+from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, FisherError, StateDict
 
 
@@ -56,7 +57,7 @@ def score_candidates(
     """
     device = torch.device(device) if device else next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
-    scores = [ClassScores() for _ in updates]
+    tallies: torch.Tensor | None = None
     model.eval()
     try:
         with torch.no_grad():
@@ -65,13 +66,14 @@ def score_candidates(
                 x, y = unpack(batch)
                 if y.numel() == 0:
                     continue
-                y = y.to(device)
-                for i, logits in enumerate(predict(to_device(x, device))):
-                    scores[i] = scores[i] + _tally(logits, y)
+                logits = torch.stack(predict(to_device(x, device)))
+                check_logits(logits[0], y, None, "a batch")
+                tally = _tally(logits, y.to(device))
+                tallies = tally if tallies is None else tallies + tally
     finally:
         for module, training in modes.items():
             module.training = training
-    return scores
+    return [_scores_of(t) for t in tallies] if tallies is not None else [ClassScores() for _ in updates]
 
 
 def score_state(
@@ -82,16 +84,57 @@ def score_state(
     return score(model, loader, device=device)
 
 
-def _tally(logits: torch.Tensor, y: torch.Tensor) -> ClassScores:
-    right = logits.argmax(dim=1) == y
-    loss = functional.cross_entropy(logits.float(), y, reduction="none").double()
-    out = ClassScores()
-    for label in sorted(set(y.tolist())):
-        mask = y == label
-        out.total[label] = int(mask.sum())
-        out.correct[label] = int(right[mask].sum())
-        out.loss[label] = float(loss[mask].sum())
-    return out
+def score_checkpoints(
+    store: RunStore,
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, ClassScores]:
+    """Score every checkpoint of a run.
+
+    Args:
+        store: The run's store.
+        model: The project's model; its values are replaced.
+        loader: Held-out batches as `batches.unpack` takes them; iterated once per checkpoint.
+        device: Where to compute; default where the model's parameters are.
+        progress: Called with (checkpoints done, checkpoints in all).
+
+    Returns:
+        Model name to scores, in chronological order.
+
+    Raises:
+        CorruptCheckpointError: If a checkpoint is missing or does not match its digest.
+    """
+    kept = store.kept()
+    names = [node.name for node in store.umig.nodes() if node.name in kept]
+    scores = {}
+    for done, name in enumerate(names, start=1):
+        scores[name] = score_state(model, store.load(name).state, loader, device=device)
+        if progress:
+            progress(done, len(names))
+    return scores
+
+
+def _tally(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Per candidate and class: correct, total and summed loss; (K, N, C) logits give (K, 3, C), float64."""
+    candidates, samples, classes = logits.shape
+    flat = logits.reshape(candidates * samples, classes)
+    loss = functional.cross_entropy(flat.float(), y.repeat(candidates), reduction="none")
+    right = logits.argmax(dim=2) == y
+    values = torch.stack([right.double(), torch.ones_like(right, dtype=torch.float64)], dim=1)
+    values = torch.cat([values, loss.double().reshape(candidates, 1, samples)], dim=1)
+    out = torch.zeros(candidates, 3, classes, dtype=torch.float64, device=logits.device)
+    return out.index_add_(2, y, values)
+
+
+def _scores_of(tally: torch.Tensor) -> ClassScores:
+    correct, total, loss = tally.tolist()
+    seen = [c for c, n in enumerate(total) if n]
+    return ClassScores(
+        {c: int(correct[c]) for c in seen}, {c: int(total[c]) for c in seen}, {c: loss[c] for c in seen}
+    )
 
 
 Predictor = Callable[[Any], list[torch.Tensor]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class Update:
     examples: int | None
     weight: float
     state: dict[str, torch.Tensor] | None
+    metrics: dict[str, int | float]
 
 
 class Recorder:
@@ -57,7 +59,9 @@ class Recorder:
             round_ = self.offset + server_round - 1
             name = self._free(f"r{round_:04d}-global-changed")
             state = self._state(arrays, NodeKind.AGGREGATE, round_)
-            self.store.record(name, state, kind=NodeKind.AGGREGATE, round_=round_, parents={self.current: 1.0})
+            self.store.record(
+                name, state, kind=NodeKind.AGGREGATE, round_=round_, parents={self.current: 1.0}
+            )
             self.current = name
         self._last, self._digest = arrays, digest
 
@@ -66,17 +70,19 @@ class Recorder:
         keeps = self.store.keep.keeps(NodeKind.CLIENT_UPDATE, self.offset + server_round)
         updates = []
         for owner, content in replies.items():
-            examples = self._examples(content)
+            metrics = _metrics(content)
+            examples = metrics.get(self.key)
             state = None
             if keeps:
                 for arrays in content.array_records.values():
                     state = self._client_state(owner, arrays)
                     break
-            updates.append(Update(owner, examples, 1.0, state))
+            examples = int(examples) if examples is not None and examples >= 0 else None
+            updates.append(Update(owner, examples, 1.0, state, metrics))
         counts = [u.examples for u in updates]
-        total = sum(c for c in counts if c is not None)
+        known = None not in counts and any(counts)
+        total = sum(c or 0 for c in counts)
         for u in updates:
-            known = None not in counts and total > 0
             # A weight of 0 would say that nothing was inherited, which a strategy need not have meant.
             u.weight = max((u.examples or 0) / total, 1e-12) if known else 1 / len(updates)
         return updates
@@ -99,12 +105,17 @@ class Recorder:
                     parents={self.current: 1.0},
                     owner=u.owner,
                     examples=u.examples,
+                    metadata={"metrics": u.metrics} if u.metrics else None,
                 )
                 parents[name] = u.weight
             if arrays is not None:
                 state = self._state(arrays, NodeKind.AGGREGATE, round_)
                 self.store.record(
-                    made, state, kind=NodeKind.AGGREGATE, round_=round_, parents=parents or {self.current: 1.0}
+                    made,
+                    state,
+                    kind=NodeKind.AGGREGATE,
+                    round_=round_,
+                    parents=parents or {self.current: 1.0},
                 )
         if arrays is not None:
             self.current, self._last, self._digest = made, arrays, digest_of(arrays)
@@ -127,7 +138,12 @@ class Recorder:
             pass
         self.store.check_model(records.signature(arrays))
         name = self._free(f"r{self.offset:04d}-initial")
-        self.store.record(name, self._state(arrays, NodeKind.INITIAL, self.offset), kind=NodeKind.INITIAL, round_=self.offset)
+        self.store.record(
+            name,
+            self._state(arrays, NodeKind.INITIAL, self.offset),
+            kind=NodeKind.INITIAL,
+            round_=self.offset,
+        )
         return name
 
     def _state(self, arrays: ArrayRecord, kind: str, round_: int) -> dict[str, torch.Tensor] | None:
@@ -155,19 +171,22 @@ class Recorder:
             log.warning("the update of client %s is recorded without its values: %s", owner, e)
             return None
 
-    def _examples(self, content: RecordDict) -> int | None:
-        for metrics in content.metric_records.values():
-            value = metrics.get(self.key)
-            if isinstance(value, int | float) and 0 <= value < 2**53:
-                return int(value)
-        return None
-
     def _free(self, name: str) -> str:
         number, candidate = 1, name
         while candidate in self.store.umig:
             number += 1
             candidate = f"{name}-{number}"
         return candidate
+
+
+def _metrics(content: RecordDict) -> dict[str, int | float]:
+    """The finite numbers among a reply's metrics."""
+    return {
+        name: value
+        for record in content.metric_records.values()
+        for name, value in record.items()
+        if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**53
+    }
 
 
 def digest_of(arrays: ArrayRecord) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class UnlearningStrategy(Strategy):
         keep: Which models are kept as checkpoints; only with a folder as ``store``.
         deterministic: Hand replies to the strategy in the order of client names instead of their arrival,
             so that floating-point sums, and with them the whole run, repeat exactly.
+        on_request: Called with the store right before a queued request is served: the place to measure
+            the stored models as they were.
 
     Attributes:
         store: The run's store.
@@ -62,6 +64,7 @@ class UnlearningStrategy(Strategy):
         settings: UnlearnSettings | None = None,
         keep: KeepPolicy | None = None,
         deterministic: bool = False,
+        on_request: Callable[[RunStore], None] | None = None,
     ) -> None:
         if not isinstance(strategy, Strategy):
             raise UnlearnError(
@@ -71,7 +74,7 @@ class UnlearningStrategy(Strategy):
         self.strategy = strategy
         self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep)
         self.settings = settings or UnlearnSettings()
-        self.deterministic = deterministic
+        self.deterministic, self.on_request = deterministic, on_request
         self.results: list[ForgetResult] = []
         self._recorder = Recorder(self.store, getattr(strategy, "weighted_by_key", "num-examples"))
         self._names: dict[int, str | None] = {}
@@ -129,12 +132,22 @@ class UnlearningStrategy(Strategy):
         due = [r for after, r in self._queue if after <= rounds_done]
         self._queue = [(after, r) for after, r in self._queue if after > rounds_done]
         for request in due:
+            if self.on_request:
+                self.on_request(self.store)
             try:
                 self.forget(grid, request, arrays)
             except UnlearnError as e:
                 log.error("the request for classes %s was not served: %s", list(request.classes), e)
                 text = f"failed: {type(e).__name__}: {e}"
                 self.results.append(ForgetResult(request, self.settings, message=text))
+
+    def stored_arrays(self) -> ArrayRecord:
+        """The newest global model in the store, to go on from.
+
+        Raises:
+            StoreError: If there is none.
+        """
+        return records.to_arrays(self.store.latest()[1].state)
 
     # ------------------------------------------------------------------ the run
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:

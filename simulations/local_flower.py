@@ -1,0 +1,178 @@
+"""A Flower simulation engine of one's own: started for a script, used for its runs, stopped with it.
+
+`flwr run` starts a SuperLink that outlives it and keeps the environment of the command that started it, so
+that a later run from another environment fails or silently uses the wrong code. Here the SuperLink has its
+own ``FLWR_HOME`` and ports, and what was started is stopped by process id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+log = logging.getLogger("fl_unlearn.simulations")
+
+Value = str | int | float | bool
+
+
+class RunFailedError(RuntimeError):
+    """A run did not end with the status ``finished:completed``."""
+
+
+class LocalFlower:
+    """Context manager around a managed local SuperLink.
+
+    Args:
+        num_supernodes: How many clients a run simulates.
+        cpus_per_client: CPU cores that one client's turn takes; 1 runs as many at once as there are cores.
+        quiet: Keep what runs print to the log file instead of showing it.
+    """
+
+    def __init__(self, num_supernodes: int = 10, cpus_per_client: int = 1, *, quiet: bool = False) -> None:
+        self.num_supernodes, self.cpus_per_client, self.quiet = num_supernodes, cpus_per_client, quiet
+        self.home = Path(tempfile.mkdtemp(prefix="fl-unlearn-flwr-"))
+        tools = Path(sys.executable).parent
+        self.flwr = shutil.which("flwr", path=f"{tools}{os.pathsep}{os.environ.get('PATH', '')}")
+        if self.flwr is None:
+            raise RunFailedError("the command `flwr` was not found; install with: pip install -e '.[sim]'")
+        self.env = {
+            **os.environ,
+            "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
+            "FLWR_HOME": str(self.home),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port()),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if error is None:
+            shutil.rmtree(self.home, ignore_errors=True)
+        else:
+            log.error("the SuperLink's log is kept in %s", self.home)
+
+    def run(self, app: Path, config: Mapping[str, Value], timeout: float = 1800) -> None:
+        """Run an app to its end.
+
+        Args:
+            app: The app's folder.
+            config: Run-config keys to override.
+            timeout: Seconds until the run is given up.
+
+        Raises:
+            RunFailedError: If it did not complete; `flwr run` itself exits 0 even then.
+        """
+        before = self._runs()
+        command = [
+            str(self.flwr),
+            "run",
+            str(app),
+            "--stream",
+            "--federation-config",
+            f"num-supernodes={self.num_supernodes} client-resources-num-cpus={self.cpus_per_client}",
+        ]
+        if config:
+            command += ["--run-config", " ".join(f"{k}={_toml(v)}" for k, v in config.items())]
+        output = self.home / "run.log"
+        try:
+            with open(output, "w") as sink:
+                subprocess.run(
+                    command,
+                    env=self.env,
+                    timeout=timeout,
+                    check=False,
+                    stdout=sink if self.quiet else None,
+                    stderr=subprocess.STDOUT if self.quiet else None,
+                )
+        except subprocess.TimeoutExpired as e:
+            raise RunFailedError(f"the run of {app} was not over after {timeout:g} s") from e
+        new = {r: s for r, s in self._wait_for_end(before).items() if r not in before}
+        if set(new.values()) != {"finished:completed"}:
+            shown = output.read_text()[-4000:] if self.quiet else ""
+            raise RunFailedError(f"the run of {app} ended as {new or 'nothing'}; see above\n{shown}")
+
+    def stop(self) -> None:
+        """Stop the SuperLink and everything it started."""
+        for pid in self._processes():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while (left := self._processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _processes(self) -> list[int]:
+        """Session leaders whose command line names this ``FLWR_HOME``: the SuperLink."""
+        listing = subprocess.run(["ps", "-axo", "pid=,args="], capture_output=True, text=True, check=True)
+        found = []
+        for line in listing.stdout.splitlines():
+            pid, _, arguments = line.strip().partition(" ")
+            if str(self.home) in arguments and int(pid) != os.getpid():
+                with suppress(ProcessLookupError):
+                    if os.getpgid(int(pid)) == int(pid):
+                        found.append(int(pid))
+        return found
+
+    def _runs(self) -> dict[str, str]:
+        """Status by run id; empty while no SuperLink is up."""
+        if not self._processes():
+            return {}
+        done = subprocess.run(
+            [str(self.flwr), "ls", "--format", "json"],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            runs: list[dict[str, Any]] = json.loads(done.stdout).get("runs", [])
+        except ValueError:
+            log.warning("`flwr ls` gave no JSON: %s", (done.stdout + done.stderr)[-500:])
+            return {}
+        return {str(r["run-id"]): str(r["status"]) for r in runs}
+
+    def _wait_for_end(self, before: Mapping[str, str]) -> dict[str, str]:
+        """The stream can end a moment before the run's status is final."""
+        deadline = time.monotonic() + 30
+        while True:
+            runs = self._runs()
+            new = [s for r, s in runs.items() if r not in before]
+            if (new and all(s.startswith("finished") for s in new)) or time.monotonic() > deadline:
+                return runs
+            time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _toml(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,73 @@
+"""The clients: train and evaluate as in any Flower project. What fl-unlearn adds is marked."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fl_unlearn.flower import attach, forgotten_classes  # <- fl-unlearn
+
+from . import task
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+app = ClientApp()
+
+
+def new_model(context: Context) -> torch.nn.Module:
+    """The project's model, with its initial weights."""
+    return task.new_model(context.run_config)
+
+
+def load_data(context: Context) -> tuple[task.Loader, task.Loader]:
+    """This client's training and held-out data."""
+    node = context.node_config
+    return task.load_client_data(int(node["partition-id"]), int(node["num-partitions"]), context.run_config)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the global model on this client's data."""
+    config, round_config = context.run_config, message.content["config"]
+    model = new_model(context)
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    batches, _ = load_data(context)
+    exclude = task.excluded(round_config, str(context.node_config["partition-id"]))
+    exclude |= set(forgotten_classes(message, context))  # <- fl-unlearn: what was forgotten stays out
+
+    started = time.perf_counter()
+    loss, examples = task.train(
+        model,
+        batches,
+        epochs=int(config["local-epochs"]),
+        lr=float(config["lr"]),
+        momentum=float(config["momentum"]),
+        weight_decay=float(config["weight-decay"]),
+        device=DEVICE,
+        seed=task.round_seed(config, round_config["server-round"], context.node_config["partition-id"]),
+        exclude=exclude,
+    )
+    metrics = MetricRecord(
+        {"train-loss": loss, "num-examples": examples, "train-seconds": time.perf_counter() - started}
+    )
+    content = RecordDict({"arrays": ArrayRecord(model.cpu().state_dict()), "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate the global model on this client's held-out data."""
+    model = new_model(context)
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    _, held_out = load_data(context)
+    loss, accuracy = task.evaluate(model, held_out, DEVICE)
+    metrics = MetricRecord(
+        {"eval-loss": loss, "eval-accuracy": accuracy, "num-examples": len(held_out.dataset)}
+    )
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+attach(app, model=new_model, data=load_data)  # <- fl-unlearn

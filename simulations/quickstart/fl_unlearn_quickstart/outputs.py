@@ -1,0 +1,216 @@
+"""What a run writes: its folder, the scores of its models, the report and the closing table."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid
+
+from fl_unlearn.flower import ForgetResult, UnlearningStrategy
+from fl_unlearn.flower.reporting import build_report, lineage_graph
+from fl_unlearn.lineage import NodeKind
+from fl_unlearn.report import UnlearnReport, write_report
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.store import KeepPolicy
+from fl_unlearn.types import ClassScores, ForgetRequest, UnlearnSettings
+from fl_unlearn.verify import score_checkpoints, score_state
+
+from . import task
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WALL_SECONDS = "train-wall-seconds"
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """The model trained without the forget set, and the clients' seconds that it took."""
+
+    arrays: ArrayRecord
+    client_seconds: float
+
+
+class Run:
+    """One run's settings and outputs.
+
+    Attributes:
+        config: The run config.
+        folder: Where everything is written.
+        resumed: Whether the folder holds a run to go on from.
+        requests: What is to be forgotten: one request, or none.
+        after_round: Round after which the request is served; None: after the last.
+        retrained: The yardstick, once trained.
+    """
+
+    def __init__(self, context: Context, grid: Grid) -> None:
+        show_progress()
+        self.config: Mapping[str, Any] = context.run_config
+        self.folder, self.resumed = open_folder(self.config, context.run_id)
+        classes = str(self.config["forget-classes"])
+        clients = str(self.config["forget-clients"])
+        self.requests = [ForgetRequest.parse(classes, clients)] if classes.strip() else []
+        self.after_round = int(self.config["forget-after-round"]) or None
+        self.retrained: Retrained | None = None
+        self.before: dict[str, ClassScores] = {}
+        self.settings = read_settings(self.config)
+        print(f"Output folder: {self.folder}", flush=True)
+
+    def options(self) -> dict[str, Any]:
+        """How `UnlearningStrategy` is to keep models and serve requests."""
+        keep = KeepPolicy(
+            client_updates=bool(self.config["keep-client-updates"]), every=int(self.config["keep-every"])
+        )
+        return {
+            "settings": self.settings,
+            "keep": keep,
+            "deterministic": True,
+            "on_request": self.measure_before,
+        }
+
+    def measure_before(self, store: RunStore) -> None:
+        """Score the stored models as they are before anything is forgotten."""
+        self.before = self.score(store)
+
+    def score(self, store: RunStore) -> dict[str, ClassScores]:
+        """Scores of every stored model on the central test set."""
+        return score_checkpoints(
+            store, task.new_model(self.config), task.load_test_data(self.config), device=DEVICE
+        )
+
+    def write(self, strategy: UnlearningStrategy, seconds: float) -> None:
+        """Write the report of the request, if there was one, and print the closing table.
+
+        Raises:
+            RuntimeError: If the request could not be served.
+        """
+        store = strategy.store
+        result = strategy.results[-1] if strategy.results else None
+        train_seconds = seconds - (result.wall_seconds if result else 0.0)
+        known = store.umig.get_meta(WALL_SECONDS)
+        if int(self.config["num-server-rounds"]) or known is None:
+            store.umig.set_meta(WALL_SECONDS, str(train_seconds + float(known or 0.0)))
+        if result is None:
+            print(f"Trained, nothing was to be forgotten. The run is in {self.folder}", flush=True)
+            return
+        if result.message.startswith("failed"):
+            raise RuntimeError(f"the request was not served: {result.message}")
+        report = self.report(store, result)
+        write_report(report, self.folder, graph=lineage_graph(store, result))
+        print_table(report, self.folder)
+
+    def report(self, store: RunStore, result: ForgetResult) -> UnlearnReport:
+        """Everything known of the request."""
+        retrained = None
+        if self.retrained is not None:
+            retrained = score_state(
+                task.new_model(self.config),
+                self.retrained.arrays.to_torch_state_dict(),
+                task.load_test_data(self.config),
+                device=DEVICE,
+            )
+        return build_report(
+            result,
+            store,
+            before=self.before,
+            after=self.score(store),
+            seed=int(self.config["seed"]),
+            train_client_seconds=client_seconds(store),
+            train_wall_seconds=float(store.umig.get_meta(WALL_SECONDS) or 0.0),
+            retrained=retrained,
+            retrain_client_seconds=self.retrained.client_seconds if self.retrained else None,
+        )
+
+
+def show_progress() -> None:
+    """Print what fl-unlearn logs. Its own logger: a handler at the root would print Flower's lines twice."""
+    logger = logging.getLogger("fl_unlearn")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        logger.setLevel(logging.INFO)
+
+
+def read_settings(config: Mapping[str, Any]) -> UnlearnSettings:
+    """How requests are served, from the run config."""
+    threshold = str(config["threshold"]).strip()
+    try:
+        fixed = None if threshold == "auto" else float(threshold)
+    except ValueError as e:
+        raise ValueError(f"threshold must be 'auto' or a number, got {threshold!r}") from e
+    return UnlearnSettings(
+        fisher_kind=config["fisher-kind"],
+        fisher_scope=str(config["fisher-scope"]),
+        merge_rule=str(config["merge-rule"]),
+        threshold=fixed,
+        reference=config["reference"],
+        timeout=float(config["timeout"]),
+    )
+
+
+def open_folder(config: Mapping[str, Any], run_id: int) -> tuple[Path, bool]:
+    """The run's folder, and whether it holds a run to go on from.
+
+    A run to go on from is changed in place, unless ``out-dir`` names another folder: then it is copied there.
+
+    Raises:
+        ValueError: If ``out-dir`` holds something already, or ``resume-from`` holds no run.
+    """
+    source = Path(str(config["resume-from"])).expanduser().absolute() if config["resume-from"] else None
+    folder = Path(str(config["out-dir"] or source or f"outputs/quickstart-{run_id}")).expanduser().absolute()
+    if source and not (source / "lineage.sqlite").is_file():
+        raise ValueError(f"resume-from = {source} holds no run (no lineage.sqlite); name a finished run's out-dir")
+    if folder == source:
+        return folder, True
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"out-dir = {folder} is not empty; choose another, or go on from it with resume-from")
+    if source:
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("report*", "retrained"))
+    return folder, source is not None
+
+
+def client_seconds(store: RunStore) -> float:
+    """Seconds of training that clients reported, over all rounds."""
+    updates = store.umig.nodes(kind=NodeKind.CLIENT_UPDATE)
+    return sum(float(n.metadata.get("metrics", {}).get("train-seconds", 0.0)) for n in updates)
+
+
+def print_table(report: UnlearnReport, folder: Path) -> None:
+    """The closing table, for people."""
+    final, cost = report.final, report.cost
+    affected = [m for m in report.models if m.affected]
+    rows = [
+        ("", "before", "after", "retrained"),
+        (
+            f"accuracy on class {', '.join(map(str, report.request.classes))}",
+            _percent(final.forget_accuracy_before),
+            _percent(final.forget_accuracy_after),
+            _percent(report.retrained.forget_accuracy if report.retrained else None),
+        ),
+        (
+            "accuracy on the others",
+            _percent(final.retain_accuracy_before),
+            _percent(final.retain_accuracy_after),
+            _percent(report.retrained.retain_accuracy if report.retrained else None),
+        ),
+    ]
+    print(f"\n{report.message}\n\nFinal global model, on test pictures that no client has:")
+    for name, *values in rows:
+        print(f"  {name:<28}" + "".join(f"{v:>12}" for v in values))
+    worst = max((m.forget_accuracy_after or 0.0 for m in affected), default=0.0)
+    print(f"\n{len(affected)} stored models had inherited the data; the most any still gets right: {worst:.1%}")
+    print(
+        f"Client compute: {cost.forget_client_seconds:.2f} s to forget, "
+        f"{cost.train_client_seconds or 0:.1f} s to train"
+        + ("" if cost.retrain_client_seconds is None else f", {cost.retrain_client_seconds:.1f} s to retrain")
+    )
+    print(f"\nReport: {folder / 'report.md'}\n", flush=True)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,47 @@
+"""A slow, obvious model inheritance graph: dicts of dicts and a plain depth-first search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SlowGraph:
+    """Names in the order they came; ``parents[child][parent]`` is a weight."""
+
+    owner: dict[str, str | None] = field(default_factory=dict)
+    kind: dict[str, str] = field(default_factory=dict)
+    parents: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def add(self, name: str, kind: str, owner: str | None, parents: dict[str, float]) -> None:
+        self.owner[name], self.kind[name], self.parents[name] = owner, kind, dict(parents)
+
+    def children(self, name: str) -> dict[str, float]:
+        return {child: above[name] for child, above in self.parents.items() if name in above}
+
+    def above(self, name: str) -> set[str]:
+        """Everything `name` inherits from over edges with a weight above 0."""
+        seen: set[str] = set()
+        stack = [name]
+        while stack:
+            for parent, weight in self.parents[stack.pop()].items():
+                if weight > 0 and parent not in seen:
+                    seen.add(parent)
+                    stack.append(parent)
+        return seen
+
+    def in_order(self, names: set[str]) -> list[str]:
+        return [name for name in self.parents if name in names]
+
+    def ancestors(self, names: list[str]) -> list[str]:
+        return self.in_order({a for name in names for a in self.above(name)})
+
+    def descendants(self, names: list[str]) -> list[str]:
+        return self.in_order({d for d in self.parents if self.above(d) & set(names)})
+
+    def affected(self, names: list[str]) -> list[str]:
+        return self.in_order(set(names) | set(self.descendants(names)))
+
+    def roots(self, owners: list[str]) -> list[str]:
+        updates = {n for n in self.parents if self.kind[n] == "client-update" and self.owner[n] in owners}
+        return self.in_order({n for n in updates if not self.above(n) & updates})
