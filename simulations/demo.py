@@ -16,9 +16,13 @@ APP = Path(__file__).parent / "quickstart"
 def main() -> int:
     """Run it; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out-dir", type=Path, default=Path("outputs/demo"), help="folder below which to write")
+    parser.add_argument(
+        "--out-dir", type=Path, default=Path("outputs/demo"), help="folder below which to write"
+    )
     parser.add_argument("--clients", type=int, default=10, help="how many clients to simulate")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="run-config keys to override")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="KEY=VALUE", help="run-config keys to override"
+    )
     options = parser.parse_args()
     folder = (options.out_dir / time.strftime("%Y%m%d-%H%M%S")).absolute()
     config: dict[str, str | int | float | bool] = {"retrain": True}

@@ -11,7 +11,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from grid import LocalGrid, Tamper
+from grid import LocalGrid as LocalGrid
+from grid import Tamper
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

@@ -164,13 +164,19 @@ def open_folder(config: Mapping[str, Any], run_id: int) -> tuple[Path, bool]:
     source = Path(str(config["resume-from"])).expanduser().absolute() if config["resume-from"] else None
     folder = Path(str(config["out-dir"] or source or f"outputs/quickstart-{run_id}")).expanduser().absolute()
     if source and not (source / "lineage.sqlite").is_file():
-        raise ValueError(f"resume-from = {source} holds no run (no lineage.sqlite); name a finished run's out-dir")
+        raise ValueError(
+            f"resume-from = {source} holds no run (no lineage.sqlite); name a finished run's out-dir"
+        )
     if folder == source:
         return folder, True
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"out-dir = {folder} is not empty; choose another, or go on from it with resume-from")
+        raise ValueError(
+            f"out-dir = {folder} is not empty; choose another, or go on from it with resume-from"
+        )
     if source:
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("report*", "retrained"))
+        shutil.copytree(
+            source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("report*", "retrained")
+        )
     return folder, source is not None
 
 
@@ -203,7 +209,9 @@ def print_table(report: UnlearnReport, folder: Path) -> None:
     for name, *values in rows:
         print(f"  {name:<28}" + "".join(f"{v:>12}" for v in values))
     worst = max((m.forget_accuracy_after or 0.0 for m in affected), default=0.0)
-    print(f"\n{len(affected)} stored models had inherited the data; the most any still gets right: {worst:.1%}")
+    print(
+        f"\n{len(affected)} stored models had inherited the data; the most any still gets right: {worst:.1%}"
+    )
     print(
         f"Client compute: {cost.forget_client_seconds:.2f} s to forget, "
         f"{cost.train_client_seconds or 0:.1f} s to train"

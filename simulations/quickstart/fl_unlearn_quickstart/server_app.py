@@ -90,9 +90,7 @@ def train(
 def retrain(run: outputs.Run, grid: Grid, context: Context, rounds: int) -> outputs.Retrained:
     """The yardstick: the same federation, from the same start, without what was forgotten."""
     print("Training the yardstick: the same federation without what was forgotten", flush=True)
-    yardstick = UnlearningStrategy(
-        fedavg(grid, context), store=run.folder / "retrained", deterministic=True
-    )
+    yardstick = UnlearningStrategy(fedavg(grid, context), store=run.folder / "retrained", deterministic=True)
     without = ConfigRecord(
         {"exclude-classes": run.config["forget-classes"], "exclude-clients": run.config["forget-clients"]}
     )

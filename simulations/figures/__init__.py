@@ -1,0 +1,1 @@
+"""Scripts that make tables and pictures. Each says with ``--help`` what it makes, and resumes where it was."""
