@@ -79,23 +79,30 @@ class DampeningUpdate:
             sha.update(entry.factors.contiguous().numpy().tobytes())
         return sha.hexdigest()
 
-    def tighten(self, threshold: float) -> DampeningUpdate:
-        """The update for a larger threshold, by dropping entries; no Fisher is needed.
+    def variant(self, threshold: float, dampening: float | None = None) -> DampeningUpdate:
+        """The update for a larger threshold or a smaller dampening, without any Fisher.
 
-        Factors do not depend on t, and with lambda = 1 a factor f belongs to F_forget / F_reference = 1 / f.
+        A factor f at dampening lambda belongs to F_forget / F_reference = lambda / f, which decides about
+        any larger threshold, and factors are proportional to lambda. So one update stands for a whole grid.
 
         Raises:
-            UpdateError: If ``threshold`` is below this update's own, for which entries would be missing.
+            UpdateError: If entries would be missing: a smaller threshold, a larger dampening, or another
+                dampening of an update that caps factors at 1 (threshold < dampening).
         """
-        if threshold < self.threshold:
-            raise UpdateError(f"cannot loosen an update from t = {self.threshold} to {threshold}; rebuild it")
-        limit = self.dampening / threshold
+        lam = self.dampening if dampening is None else dampening
+        capped = lam != self.dampening and self.threshold < self.dampening
+        if threshold < self.threshold or not 0 < lam <= self.dampening or capped:
+            raise UpdateError(
+                f"an update with t = {self.threshold:g}, lambda = {self.dampening:g} does not contain the "
+                f"one with t = {threshold:g}, lambda = {lam:g}; build it from the Fishers"
+            )
+        limit, scale = self.dampening / threshold, lam / self.dampening
         kept = {}
         for name, e in self.entries.items():
             mask = e.factors.double() < limit
             if bool(mask.any()):
-                kept[name] = Entry(e.indices[mask], e.factors[mask], e.spec)
-        return DampeningUpdate(kept, threshold, self.dampening)
+                kept[name] = Entry(e.indices[mask], (e.factors[mask].double() * scale).float(), e.spec)
+        return DampeningUpdate(kept, float(threshold), float(lam))
 
     def header(self) -> str:
         """Everything but the tensors, as canonical JSON."""

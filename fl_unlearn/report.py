@@ -130,15 +130,20 @@ def _scores(report: UnlearnReport) -> list[str]:
 
 
 def _process(report: UnlearnReport) -> list[str]:
+    # Dampenings stronger than the committed one were scored in the same pass, but not needed.
+    needed = min((c.dampening for c in report.candidates if c.committed), default=0.0)
     scored = [
         [
             f"{c.threshold:g}",
+            f"{c.dampening:g}",
             _share(c.forget_accuracy),
+            _share(c.worst_forget_accuracy),
             _share(c.retain_accuracy),
             _points(c.worst_retain_drop),
-            ("yes, committed" if c.threshold == report.threshold else "yes") if c.passed else "no",
+            ("yes" if c.passed else "no") + (", committed" if c.committed else ""),
         ]
         for c in report.candidates
+        if c.dampening >= needed
     ]
     c = report.cost
     spent = [
@@ -162,7 +167,11 @@ def _process(report: UnlearnReport) -> list[str]:
         people.append("- The outstanding clients get the update at their next contact.")
     return [
         "## Calibration, by the clients on their own data",
-        _table("| threshold | forgotten | retained | worst drop (points) | passed |", scored)
+        _table(
+            "| threshold | dampening | forgotten | forgotten, worst model | retained "
+            "| worst drop (points) | passed |",
+            scored,
+        )
         if scored
         else "None.",
         "## Cost",

@@ -21,7 +21,7 @@ SCHEMA_VERSION = "1.0"
 T = TypeVar("T")
 
 _LIMITS = {"_drop": (-1.0, 1.0), "accuracy": (0.0, 1.0)}
-_LIMITS |= dict.fromkeys(("_seconds", "bytes_", "threshold"), (0.0, math.inf))
+_LIMITS |= dict.fromkeys(("_seconds", "bytes_", "threshold", "dampening"), (0.0, math.inf))
 
 
 def _number(where: str, value: Any, low: float, high: float) -> int | float | None:
@@ -79,13 +79,20 @@ class RetrainedScores(_Checked):
 
 @dataclass(frozen=True)
 class CandidateRow(_Checked):
-    """One threshold as the clients scored it in calibration, on their own data."""
+    """One candidate as the clients scored it in calibration, on their own data.
+
+    ``forget_accuracy`` and ``retain_accuracy`` are of the current model, the ``worst_`` ones of any model
+    that was looked at.
+    """
 
     threshold: float
     forget_accuracy: float | None
     retain_accuracy: float | None
     worst_retain_drop: float | None
     passed: bool
+    dampening: float = 1.0
+    worst_forget_accuracy: float | None = None
+    committed: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ class UnlearnReport:
         plain: dict[str, Any] = {
             "threshold": _number("threshold", self.threshold, *_LIMITS["threshold"]),
             "models": sorted(self.models, key=lambda m: (m.round, rank.get(m.kind, 1), natural_key(m.node))),
-            "candidates": sorted(self.candidates, key=lambda c: c.threshold),
+            "candidates": sorted(self.candidates, key=lambda c: (-c.dampening, c.threshold)),
             "measured": list(self.measured),
             "not_measured": list(self.not_measured),
             "versions": dict(sorted(self.versions.items())),

@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,10 @@ class RunStore:
         info = self.info(name)
         if info is None:
             raise StoreError(f"no checkpoint was kept for {name!r}; see the keep policy")
-        return self.checkpoints.read(name, info.digest)
+        checkpoint = self.checkpoints.read(name, info.digest)
+        # safetensors sorts its tensors; strategies that keep plain lists rely on the model's own order.
+        order = [n for n in self.signature() or {} if n in checkpoint.state]
+        return replace(checkpoint, state={n: checkpoint.state[n] for n in (*order, *checkpoint.state)})
 
     def latest(self) -> tuple[Node, Checkpoint]:
         """The newest global model that has a checkpoint.

@@ -195,11 +195,13 @@ class UnlearnSettings:
         merge_rule: MFIM rule (`merge.RULES`).
         threshold: The t of FIUn, or None to choose among ``candidates`` by calibration ("auto").
         candidates: Thresholds scored when ``threshold`` is None; each > 0.
-        dampening: The lambda of FIUn, > 0.
+        dampenings: Values of lambda, each > 0, largest first. A fixed threshold goes with the first; "auto"
+            tries the first with all thresholds and turns to the smaller (stronger) ones when that fails.
         reference: One Fisher reference for every model ("shared"), or each model's own ("per-model").
-        forget_tolerance: Largest accuracy on the forgotten classes that counts as forgotten, 0 to 1.
+        forget_tolerance: Largest accuracy on the forgotten data that counts as forgotten, 0 to 1.
         max_retain_drop: Largest loss of accuracy on the retained data that is accepted, 0 to 1.
-        calibration_models: How many affected global models calibration looks at, the newest included.
+        calibration_models: How many affected global models calibration looks at, the newest included;
+            of kept client updates it looks at two more.
         timeout: Seconds to wait for the answers of one phase.
         min_clients: Wait (at most ``timeout``) until this many clients are connected before asking any.
         min_answers: Share of the asked clients that must answer each phase, 0 to 1.
@@ -212,9 +214,9 @@ class UnlearnSettings:
     merge_rule: str = "max"
     threshold: float | None = None
     candidates: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
-    dampening: float = 1.0
+    dampenings: tuple[float, ...] = (1.0, 0.1, 0.01)
     reference: ReferenceMode = "shared"
-    forget_tolerance: float = 0.005
+    forget_tolerance: float = 0.01
     max_retain_drop: float = 0.05
     calibration_models: int = 4
     timeout: float = 600.0
@@ -232,8 +234,14 @@ class UnlearnSettings:
         for t in (*self.candidates, *(() if self.threshold is None else (self.threshold,))):
             if not (math.isfinite(t) and t > 0):
                 raise SettingsError(f"a threshold must be a finite number above 0, got {t!r}")
-        if not (math.isfinite(self.dampening) and self.dampening > 0):
-            raise SettingsError(f"dampening must be a finite number above 0, got {self.dampening!r}")
+        lams = self.dampenings
+        if not lams or any(not (math.isfinite(v) and v > 0) for v in lams) or sorted(lams)[::-1] != [*lams]:
+            raise SettingsError(f"dampenings must be finite numbers above 0, largest first, got {lams!r}")
+        if self.threshold is None and len(lams) > 1 and self.thresholds[0] < lams[0]:
+            raise SettingsError(
+                f"candidates below the largest dampening ({lams[0]:g}) cannot share one update, got "
+                f"{self.thresholds[0]:g}; use one dampening, or thresholds from {lams[0]:g} up"
+            )
         for name in ("forget_tolerance", "max_retain_drop", "min_answers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
@@ -249,9 +257,15 @@ class UnlearnSettings:
         """The thresholds to score, ascending: the fixed one, or the candidates."""
         return (self.threshold,) if self.threshold is not None else tuple(sorted(set(self.candidates)))
 
+    @property
+    def grid(self) -> tuple[tuple[float, float], ...]:
+        """The (threshold, dampening) pairs to score, mildest dampening first."""
+        lams = self.dampenings[:1] if self.threshold is not None else self.dampenings
+        return tuple((t, lam) for lam in lams for t in self.thresholds)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**asdict(self), "candidates": list(self.candidates)}
+        return {**asdict(self), "candidates": list(self.candidates), "dampenings": list(self.dampenings)}
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

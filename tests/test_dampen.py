@@ -34,7 +34,13 @@ def problems(draw: st.DrawFn):  # noqa: ANN201
         for n, s in shapes.items()
     }
     forget = {n: t * (torch.rand(t.shape, generator=g) > 0.2) for n, t in forget.items()}
-    return state, forget, ref, draw(st.sampled_from([0.5, 1.0, 3.0, 50.0])), draw(st.sampled_from([0.5, 1.0, 2.0]))
+    return (
+        state,
+        forget,
+        ref,
+        draw(st.sampled_from([0.5, 1.0, 3.0, 50.0])),
+        draw(st.sampled_from([0.5, 1.0, 2.0])),
+    )
 
 
 def tolerance(dtype: torch.dtype) -> dict[str, float]:
@@ -85,18 +91,25 @@ def test_round_trip_digest_and_selection(problem) -> None:  # noqa: ANN001
         assert again.entries[name].spec == entry.spec
 
 
-@given(problems(), st.sampled_from([1.0, 2.0, 7.0]))
-def test_tightening_equals_building_anew(problem, factor: float) -> None:  # noqa: ANN001
+@given(problems(), st.sampled_from([1.0, 2.0, 7.0]), st.sampled_from([1.0, 0.5, 0.001]))
+def test_variant_equals_building_anew(problem, factor: float, weaker: float) -> None:  # noqa: ANN001
     state, forget, ref, t, lam = problem
     signature = signature_of(state)
-    loose = build_update(forget, ref, threshold=t, dampening=lam, signature=signature)
-    tight, anew = loose.tighten(t * factor), build_update(
-        forget, ref, threshold=t * factor, dampening=lam, signature=signature
-    )
+    base = build_update(forget, ref, threshold=t, dampening=lam, signature=signature)
+    if t < lam and weaker != 1.0:
+        with pytest.raises(UpdateError, match="does not contain"):
+            base.variant(t * factor, lam * weaker)
+        return
+    variant = base.variant(t * factor, lam * weaker)
+    anew = build_update(forget, ref, threshold=t * factor, dampening=lam * weaker, signature=signature)
     # At the border itself float32 factors may fall on either side; the cases drawn here do not lie on it.
-    assert tight.digest == anew.digest
-    with pytest.raises(UpdateError, match="cannot loosen"):
-        loose.tighten(t / 2)
+    assert variant.entries.keys() == anew.entries.keys()
+    for name, entry in anew.entries.items():
+        assert torch.equal(variant.entries[name].indices, entry.indices)
+        torch.testing.assert_close(variant.entries[name].factors, entry.factors, rtol=1e-6, atol=0)
+    for bad in ((t / 2, lam), (t, lam * 2), (t, 0.0)):
+        with pytest.raises(UpdateError, match="does not contain"):
+            base.variant(*bad)
 
 
 def simple() -> tuple[dict[str, torch.Tensor], DampeningUpdate]:
@@ -133,7 +146,9 @@ def test_tied_tensors_are_dampened_once_in_place() -> None:
     weight = torch.ones(4)
     state = {"a": weight, "b": weight}
     fisher = {"a": torch.full((4,), 4.0), "b": torch.full((4,), 4.0)}
-    update = build_update(fisher, {n: torch.ones(4) for n in fisher}, threshold=1, signature=signature_of(state))
+    update = build_update(
+        fisher, {n: torch.ones(4) for n in fisher}, threshold=1, signature=signature_of(state)
+    )
     pure = apply_update(state, update)
     torch.testing.assert_close(pure["a"], torch.full((4,), 0.25))
     torch.testing.assert_close(pure["b"], torch.full((4,), 0.25))

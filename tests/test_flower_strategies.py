@@ -81,9 +81,7 @@ def as_bytes(result: Result) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_bit_identical(name: str, tmp_path: Path) -> None:
     bare = run(STRATEGIES[name]())
-    wrapper = UnlearningStrategy(
-        STRATEGIES[name](), store=tmp_path, keep=KeepPolicy(client_updates=True)
-    )
+    wrapper = UnlearningStrategy(STRATEGIES[name](), store=tmp_path, keep=KeepPolicy(client_updates=True))
     wrapped = run(wrapper)
     assert as_bytes(wrapped) == as_bytes(bare)
     assert wrapped.train_metrics_clientapp == bare.train_metrics_clientapp

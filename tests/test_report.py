@@ -80,7 +80,10 @@ def committed(**changes: Any) -> UnlearnReport:
         "clients": ClientLists(
             asked=["10", "2", "1"], answered=["1", "2"], holders=["1"], outstanding=["10"]
         ),
-        "candidates": [CandidateRow(5.0, 0.01, 0.9, 0.021, True), CandidateRow(1.0, 0.0, 0.6, 0.345, False)],
+        "candidates": [
+            CandidateRow(5.0, 0.01, 0.9, 0.021, True, committed=True),
+            CandidateRow(1.0, 0.0, 0.6, 0.345, False),
+        ],
         "class_accuracy": {"before": {10: 0.9, 3: 0.912, 2: None}, "after": {10: 0.88, 3: 0.004, 2: None}},
         "measured": ["Accuracy on 360 held-out samples."],
         "not_measured": default_caveats("head"),
@@ -115,6 +118,7 @@ def test_json_has_exactly_the_agreed_names() -> None:
     assert set(plain["retrained"]) == {"forget_accuracy", "retain_accuracy"}
     assert set(plain["cost"]) == COST_KEYS
     wanted = {"threshold", "forget_accuracy", "retain_accuracy", "worst_retain_drop", "passed"}
+    wanted |= {"dampening", "worst_forget_accuracy", "committed"}
     assert all(set(c) == wanted for c in plain["candidates"])
     assert set(plain["clients"]) == {"asked", "answered", "holders", "failed", "outstanding"}
 
@@ -219,8 +223,8 @@ def test_markdown_of_a_committed_report(tmp_path: Path) -> None:
     assert "2 of 4 stored models are affected; 2 of them were measured" in text
     assert f"mean {100 * sum(drops) / 2:.1f}, worst {100 * max(drops):.1f} (c1)" in text
     assert "97.7 % before, 1.3 % after" in text
-    assert "| 1 | 0.0 % | 60.0 % | 34.5 | no |" in text
-    assert "| 5 | 1.0 % | 90.0 % | 2.1 | yes, committed |" in text
+    assert "| 1 | 1 | 0.0 % | n/a | 60.0 % | 34.5 | no |" in text
+    assert "| 5 | 1 | 1.0 % | n/a | 90.0 % | 2.1 | yes, committed |" in text
     assert f"Forgetting : retraining = 1 : {150 / 4:.1f} in client seconds ({100 * 4 / 150:.1f} %)" in text
     assert f"Forgetting : training = 1 : {200 / 4:.1f} in client seconds" in text
     assert f"Forgetting : training = 1 : {80 / 2:.1f} in wall seconds" in text

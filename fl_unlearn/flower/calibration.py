@@ -1,7 +1,8 @@
 """Measure before deciding: clients score candidate updates, the server picks one or refuses.
 
 A threshold that is wrong fails silently and badly: the class stays, or others are lost with it. So nothing
-is committed that was not scored on the clients' own data, on the current model and on earlier ones.
+is committed that was not scored on the clients' own data. The current model must pass; earlier models are
+looked at too, and a candidate that is good on all of them is preferred.
 """
 
 from __future__ import annotations
@@ -33,20 +34,23 @@ class Tally:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the clients measured of one threshold; accuracies 0 to 1 over all their local data.
+    """What the clients measured of one candidate; accuracies 0 to 1 over all their local data.
 
     Attributes:
         threshold: The t of FIUn.
+        dampening: The lambda of FIUn.
         forget_accuracy: On the forgotten data, current model.
         retain_accuracy: On the retained data, current model.
         retain_drop: Retained accuracy before less after, current model.
         worst_forget_accuracy: The largest forget accuracy over all models looked at.
         worst_retain_drop: The largest retained drop over all models looked at.
         mean_retain_drop: The mean retained drop over all models looked at.
-        passed: Whether it forgets within tolerance everywhere and keeps enough on the current model.
+        passed: Whether it forgets and keeps within tolerance on the current model.
+        everywhere: Whether it forgets within tolerance on every model looked at.
     """
 
     threshold: float
+    dampening: float
     forget_accuracy: float
     retain_accuracy: float
     retain_drop: float
@@ -54,6 +58,7 @@ class Candidate:
     worst_retain_drop: float
     mean_retain_drop: float
     passed: bool
+    everywhere: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -74,28 +79,29 @@ def sum_scores(
 
 
 def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Candidate]:
-    """Turn the sums into one verdict per threshold.
+    """Turn the sums into one verdict per candidate.
 
     Args:
         rows: One row per model, the current one first; in each, the model as it is, then each candidate.
-        settings: Thresholds and tolerances.
+        settings: The grid of candidates, and the tolerances.
     """
     out = []
-    for k, threshold in enumerate(settings.thresholds, start=1):
+    for k, (threshold, dampening) in enumerate(settings.grid, start=1):
         forget = [row[k].forget.accuracy() or 0.0 for row in rows]
         kept = [row[k].retain.accuracy() or 0.0 for row in rows]
         drops = [(row[0].retain.accuracy() or 0.0) - after for row, after in zip(rows, kept, strict=True)]
-        passed = max(forget) <= settings.forget_tolerance and drops[0] <= settings.max_retain_drop
         out.append(
             Candidate(
-                threshold,
-                forget[0],
-                kept[0],
-                drops[0],
-                max(forget),
-                max(drops),
-                sum(drops) / len(drops),
-                passed,
+                threshold=threshold,
+                dampening=dampening,
+                forget_accuracy=forget[0],
+                retain_accuracy=kept[0],
+                retain_drop=drops[0],
+                worst_forget_accuracy=max(forget),
+                worst_retain_drop=max(drops),
+                mean_retain_drop=sum(drops) / len(drops),
+                passed=forget[0] <= settings.forget_tolerance and drops[0] <= settings.max_retain_drop,
+                everywhere=max(forget) <= settings.forget_tolerance,
             )
         )
     return out
@@ -104,24 +110,30 @@ def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Ca
 def choose(candidates: Iterable[Candidate]) -> Candidate | None:
     """The passing candidate that costs the retained data least on average over the models looked at.
 
-    Among equals the smallest threshold: it forgets with the larger margin.
+    Those that forget on every model looked at come before all others; where none does, what is left there
+    decides. Within a tenth of a point of retained accuracy, the one that forgets more; then the mildest
+    dampening; then the smallest threshold, which forgets with the larger margin.
     """
-    passing = [c for c in candidates if c.passed]
-    return min(passing, key=lambda c: (round(c.mean_retain_drop, 4), c.threshold), default=None)
+
+    def rank(c: Candidate) -> tuple[float, ...]:
+        left = 0.0 if c.everywhere else c.worst_forget_accuracy
+        return left, round(c.mean_retain_drop, 3), c.worst_forget_accuracy, -c.dampening, c.threshold
+
+    return min((c for c in candidates if c.passed), key=rank, default=None)
 
 
 def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) -> str:
     """One or two sentences on why no candidate passed, and what to try."""
-    best = min(candidates, key=lambda c: (c.worst_forget_accuracy, c.retain_drop))
-    tried = ", ".join(f"{c.threshold:g}" for c in candidates)
+    best = min(candidates, key=lambda c: (c.forget_accuracy, c.retain_drop))
+    tried = ", ".join(f"{t:g}" for t in settings.thresholds)
     text = (
         f"none of the thresholds {tried} brought the accuracy on the forgotten data to "
-        f"{settings.forget_tolerance:.1%} or below on every model looked at while losing at most "
+        f"{settings.forget_tolerance:.1%} or below while losing at most "
         f"{100 * settings.max_retain_drop:.1f} points on the retained data; nothing was changed. Closest: "
-        f"t = {best.threshold:g} left {best.worst_forget_accuracy:.1%} and cost "
+        f"t = {best.threshold:g} (dampening {best.dampening:g}) left {best.forget_accuracy:.1%} and cost "
         f"{100 * best.retain_drop:.1f} points"
     )
-    if all(c.worst_forget_accuracy > settings.forget_tolerance for c in candidates):
+    if best.forget_accuracy > settings.forget_tolerance:
         return (
             text + ". Try smaller thresholds, a wider fisher scope, or see whether others hold the same data"
         )

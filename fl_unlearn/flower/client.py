@@ -127,13 +127,14 @@ class Responder:
 
     def scores(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Scores of each model in the message, as it is and under each candidate, over all local data."""
-        thresholds = [float(t) for t in records.list_of(record, "thresholds")]
-        base = records.read_update(content) if thresholds else None
+        thresholds, dampenings = (records.list_of(record, key) for key in ("thresholds", "dampenings"))
+        grid = [(float(t), float(lam)) for t, lam in zip(thresholds, dampenings, strict=True)]
+        base = records.read_update(content) if grid else None
         parts = _split(self.data(context))
         seconds, rows = 0.0, []
         for i in range(records.ints(record, "models")[0]):
             model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
-            candidates = [None, *(base.tighten(t) for t in thresholds)] if base else [None]
+            candidates = [None, *(base.variant(t, lam) for t, lam in grid)] if base else [None]
             renamed = [_rename(u, names) for u in candidates]
             started = time.perf_counter()
             rows.append(
@@ -192,8 +193,8 @@ class Responder:
         own, state = model.state_dict(), records.to_state(arrays)
         names = dict(zip(own, own, strict=True))
         # Legacy apps send a plain list of arrays, which Flower names "0", "1", ... in state_dict order.
-        if set(state) != set(own) and list(state) == [str(i) for i in range(len(own))]:
-            names = dict(zip(own, state, strict=True))
+        if set(state) != set(own) and set(state) == {str(i) for i in range(len(own))}:
+            names = {n: str(i) for i, n in enumerate(own)}
         theirs = {n: state[names[n]] for n in own if names[n] in state}
         extra = {n: t for n, t in state.items() if n not in names.values()}
         difference = signature_difference(signature_of(own), signature_of({**theirs, **extra}))

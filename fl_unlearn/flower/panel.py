@@ -115,13 +115,18 @@ class Panel:
 
         Args:
             states: The models.
-            base: The update of the smallest threshold, from which the others follow; None: no candidates.
+            base: The update of which all candidates are variants; None: no candidates.
 
         Raises:
             NotEnoughAnswersError: If too few answers are usable.
         """
-        thresholds = list(self.settings.thresholds) if base else []
-        head = records.head(models=[len(states)], thresholds=thresholds, head=self.settings.head or "")
+        grid = self.settings.grid if base else ()
+        head = records.head(
+            models=[len(states)],
+            thresholds=[t for t, _ in grid],
+            dampenings=[lam for _, lam in grid],
+            head=self.settings.head or "",
+        )
         content = RecordDict({records.HEAD: head, **(records.write_update(base) if base else {})})
         for i, state in enumerate(states):
             content[f"{records.MODEL}.{i}"] = records.to_arrays(state)
@@ -130,7 +135,7 @@ class Panel:
         for node, reply in sorted(answers.ok.items()):
             try:
                 client = self._name(node, reply, good)
-                good[client] = records.read_scores(reply, models=len(states), candidates=1 + len(thresholds))
+                good[client] = records.read_scores(reply, models=len(states), candidates=1 + len(grid))
             except AnswerError as e:
                 answers.failed[node] = str(e)
         self._note(answers)

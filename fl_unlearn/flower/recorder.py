@@ -42,11 +42,15 @@ class Recorder:
 
     def __init__(self, store: RunStore, weighted_by_key: str = "num-examples") -> None:
         self.store, self.key = store, weighted_by_key
-        self.offset = max(store.umig.last_round(), 0)
+        self._warned = False
+        self.begin_run()
+
+    def begin_run(self) -> None:
+        """Count rounds from the last one in the store on."""
+        self.offset = max(self.store.umig.last_round(), 0)
         self.current: str | None = None
         self._last: ArrayRecord | None = None
         self._digest = ""
-        self._warned = False
 
     def broadcast(self, server_round: int, arrays: ArrayRecord) -> None:
         """Note the model that a round starts from: the one recorded last, unless somebody changed it."""

@@ -99,10 +99,14 @@ def build_report(
         candidates=tuple(
             CandidateRow(
                 threshold=c.threshold,
-                forget_accuracy=c.worst_forget_accuracy,
+                dampening=c.dampening,
+                forget_accuracy=c.forget_accuracy,
+                worst_forget_accuracy=c.worst_forget_accuracy,
                 retain_accuracy=c.retain_accuracy,
                 worst_retain_drop=c.worst_retain_drop,
                 passed=c.passed,
+                committed=result.update is not None
+                and (c.threshold, c.dampening) == (result.update.threshold, result.update.dampening),
             )
             for c in result.candidates
         ),

@@ -155,6 +155,7 @@ class UnlearningStrategy(Strategy):
 
         Takes what the inner strategy's own ``start`` takes.
         """
+        self._recorder.begin_run()
         if type(self.strategy).start is Strategy.start:
             result = super().start(grid, initial_arrays, *args, **kwargs)
         else:

@@ -163,10 +163,10 @@ class _Session:
         chosen = self._calibrate(base)
         if chosen is None:
             return
-        r.update = base.tighten(chosen.threshold)
+        r.update = base.variant(chosen.threshold, chosen.dampening)
         updates = dict.fromkeys(r.affected, r.update)
         if self.settings.reference == "per-model":
-            updates = self._per_model(merged, r.update, chosen.threshold)
+            updates = self._per_model(merged, r.update)
         staged = stage(self.store, updates, r.update)
         try:
             staged.commit(
@@ -177,18 +177,28 @@ class _Session:
             raise
         r.committed, r.applied = True, tuple(f.node.name for f in staged.files)
         r.state = apply_update(self.state, r.update)
-        r.message = (
-            f"committed t = {chosen.threshold:g}: {r.update.selected:,} values of the current model and of "
-            f"{len(r.applied)} checkpoints were dampened; clients measured {chosen.forget_accuracy:.1%} on "
-            f"the forgotten data and {chosen.retain_accuracy:.1%} on the retained"
-            + ("" if chosen.passed else " (forced: this candidate did not pass calibration)")
-        )
+        r.message = self._describe(chosen, r.update.selected)
         self._tell_and_verify(staged.digest, r.update)
+
+    def _describe(self, chosen: Candidate, selected: int) -> str:
+        text = (
+            f"committed t = {chosen.threshold:g}, lambda = {chosen.dampening:g}: {selected:,} values of the "
+            f"current model and of {len(self.result.applied)} checkpoints were dampened; clients measured "
+            f"{chosen.forget_accuracy:.1%} on the forgotten data and {chosen.retain_accuracy:.1%} on the "
+            "retained"
+        )
+        if not chosen.passed:
+            text += " (forced: this candidate did not pass calibration)"
+        if not chosen.everywhere:
+            left = f"{chosen.worst_forget_accuracy:.1%}"
+            text += f"; an earlier model still classifies up to {left} of the forgotten data correctly"
+        return text
 
     def _record(self, chosen: Candidate) -> dict[str, Any]:
         return {
             **self.request.to_json(),
             "threshold": chosen.threshold,
+            "dampening": chosen.dampening,
             "settings": self.settings.to_json(),
             "roots": list(self.result.roots),
             "holders": sorted(self.result.holders),
@@ -253,18 +263,18 @@ class _Session:
             merged,
             reference,
             threshold=self.settings.thresholds[0],
-            dampening=self.settings.dampening,
+            dampening=self.settings.dampenings[0],
             signature=signature_of(self.state),
         )
 
     def _per_model(
-        self, merged: dict[str, torch.Tensor], current: DampeningUpdate, threshold: float
+        self, merged: dict[str, torch.Tensor], current: DampeningUpdate
     ) -> dict[str, DampeningUpdate]:
         """The paper's form: the shared forget Fisher against each checkpoint's own reference."""
         updates = dict.fromkeys(self.result.affected, current)
         for name in sorted(set(self.result.affected) & self.store.kept()):
             fishers = self.panel.ask_fisher(self.store.load(name).state)
-            updates[name] = self._build(merged, fishers).tighten(threshold)
+            updates[name] = self._build(merged, fishers).variant(current.threshold, current.dampening)
         return updates
 
     def _calibrate(self, base: DampeningUpdate) -> Candidate | None:
@@ -280,15 +290,16 @@ class _Session:
         return chosen
 
     def _snapshots(self) -> list[dict[str, torch.Tensor]]:
-        """The current model and some earlier affected global models, evenly spread over the rounds."""
-        states, kept, umig = [self.state], self.store.kept(), self.store.umig
+        """The current model, earlier affected global ones evenly spread, and two of the holders' updates."""
         if self.settings.reference == "per-model":
-            return states
-        affected = [n for n in self.result.affected if n in kept and umig.node(n).kind == NodeKind.AGGREGATE]
-        earlier = affected[:-1]
-        more = min(self.settings.calibration_models - 1, len(earlier))
-        chosen = [earlier[round(i * (len(earlier) - 1) / max(1, more - 1))] for i in range(more)]
-        return states + [self.store.load(n).state for n in dict.fromkeys(chosen)]
+            return [self.state]
+        kept, umig = self.store.kept(), self.store.umig
+        nodes = [umig.node(n) for n in self.result.affected if n in kept]
+        earlier = [n.name for n in nodes if n.kind == NodeKind.AGGREGATE][:-1]
+        owners = {o for o, c in self.store.clients().items() if c in self.result.holders}
+        updates = [n.name for n in nodes if n.kind == NodeKind.CLIENT_UPDATE and n.owner in owners]
+        chosen = _spread(earlier, self.settings.calibration_models - 1) + _spread(updates, 2)
+        return [self.state, *(self.store.load(n).state for n in chosen)]
 
     # ------------------------------------------------------------------ after the commit
     def _tell_and_verify(self, operation: str, update: DampeningUpdate) -> None:
@@ -314,3 +325,9 @@ def _retained(sums: Collection[FisherSums]) -> FisherSums:
     for part in parts[1:]:
         total = total + part
     return total
+
+
+def _spread(names: list[str], most: int) -> list[str]:
+    """At most ``most`` of ``names``, evenly spread from the first to the last."""
+    most = min(most, len(names))
+    return [names[round(i * (len(names) - 1) / max(1, most - 1))] for i in range(most)]
