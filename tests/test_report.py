@@ -97,6 +97,7 @@ def refused(**changes: Any) -> UnlearnReport:
         "outcome": "refused",
         "message": "No threshold kept the retained classes within 5 points.",
         "threshold": None,
+        "candidates": [CandidateRow(1.0, 0.0, 0.6, 0.345, False)],
         "final": final,
         "models": [final],
         "retrained": None,
@@ -223,8 +224,8 @@ def test_markdown_of_a_committed_report(tmp_path: Path) -> None:
     assert "2 of 4 stored models are affected; 2 of them were measured" in text
     assert f"mean {100 * sum(drops) / 2:.1f}, worst {100 * max(drops):.1f} (c1)" in text
     assert "97.7 % before, 1.3 % after" in text
-    assert "| 1 | 1 | 0.0 % | n/a | 60.0 % | 34.5 | no |" in text
-    assert "| 5 | 1 | 1.0 % | n/a | 90.0 % | 2.1 | yes, committed |" in text
+    assert "| 1 | 1 | 0.0 % | not measured | 60.0 % | 34.5 | no |" in text
+    assert "| 5 | 1 | 1.0 % | not measured | 90.0 % | 2.1 | yes, committed |" in text
     assert f"Forgetting : retraining = 1 : {150 / 4:.1f} in client seconds ({100 * 4 / 150:.1f} %)" in text
     assert f"Forgetting : training = 1 : {200 / 4:.1f} in client seconds" in text
     assert f"Forgetting : training = 1 : {80 / 2:.1f} in wall seconds" in text
