@@ -19,7 +19,7 @@ SHAPES = [(1,), (5,), (3, 4), (2, 3, 2), ()]
 
 
 @st.composite
-def problems(draw: st.DrawFn):  # noqa: ANN201
+def problems(draw: st.DrawFn):
     seed = draw(st.integers(0, 10_000))
     g = torch.Generator().manual_seed(seed)
     dtype = draw(st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
@@ -53,7 +53,7 @@ def tolerance(dtype: torch.dtype) -> dict[str, float]:
 
 
 @given(problems())
-def test_update_equals_reference(problem) -> None:  # noqa: ANN001
+def test_update_equals_reference(problem) -> None:
     state, forget, ref, t, lam = problem
     update = build_update(forget, ref, threshold=t, dampening=lam, signature=signature_of(state))
     before = copy.deepcopy(state)
@@ -74,7 +74,7 @@ def test_update_equals_reference(problem) -> None:  # noqa: ANN001
 
 
 @given(problems())
-def test_round_trip_digest_and_selection(problem) -> None:  # noqa: ANN001
+def test_round_trip_digest_and_selection(problem) -> None:
     state, forget, ref, t, lam = problem
     update = build_update(forget, ref, threshold=t, dampening=lam, signature=signature_of(state))
     again = DampeningUpdate.from_bytes(update.to_bytes())
@@ -92,7 +92,7 @@ def test_round_trip_digest_and_selection(problem) -> None:  # noqa: ANN001
 
 
 @given(problems(), st.sampled_from([1.0, 2.0, 7.0]), st.sampled_from([1.0, 0.5, 0.001]))
-def test_variant_equals_building_anew(problem, factor: float, weaker: float) -> None:  # noqa: ANN001
+def test_variant_equals_building_anew(problem, factor: float, weaker: float) -> None:
     state, forget, ref, t, lam = problem
     signature = signature_of(state)
     base = build_update(forget, ref, threshold=t, dampening=lam, signature=signature)
@@ -191,7 +191,7 @@ def test_an_update_that_does_not_fit_changes_nothing() -> None:
         ({"dampening": -1.0}, "dampening must be"),
     ],
 )
-def test_bad_fishers_are_refused(change, message: str) -> None:  # noqa: ANN001
+def test_bad_fishers_are_refused(change, message: str) -> None:
     state, _ = simple()
     arguments = {
         "forget": {"w": torch.ones(3)},
@@ -224,7 +224,7 @@ def test_bad_fishers_are_refused(change, message: str) -> None:  # noqa: ANN001
         lambda h, t: (h, {"i/w": t["i/w"]}),
     ],
 )
-def test_malformed_updates_are_refused(spoil) -> None:  # noqa: ANN001
+def test_malformed_updates_are_refused(spoil) -> None:
     _, update = simple()
     DampeningUpdate.from_tensors(update.header(), update.to_tensors())
     with pytest.raises(UpdateError):

@@ -306,7 +306,7 @@ def test_client_fn_app_through_the_mod(tmp_path: Path) -> None:
 
 def test_arrays_named_by_their_order(tmp_path: Path) -> None:
     names = list(fed.build_model().state_dict())
-    strategy, grid, result = fed.trained(tmp_path / "named")
+    _, grid, result = fed.trained(tmp_path / "named")
     state = result.arrays.to_torch_state_dict()
     with RunStore(tmp_path / "numbered") as store:
         numbered = {str(i): state[n] for i, n in enumerate(names)}

@@ -171,7 +171,7 @@ def test_inner_attributes_and_bad_inner(tmp_path: Path) -> None:
     assert wrapper.fraction_train == 0.7
     with pytest.raises(AttributeError):
         _ = wrapper.no_such_thing
-    with pytest.raises(UnlearnError, match="wraps a flwr.serverapp.strategy.Strategy, got str"):
+    with pytest.raises(UnlearnError, match=r"wraps a flwr\.serverapp\.strategy\.Strategy, got str"):
         UnlearningStrategy("FedAvg", store=tmp_path)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,7 @@
 """The Flower plug-in: a strategy wrapper for the server, handlers for the clients."""
 
-from fl_unlearn.flower.server import UnlearningStrategy
-
 from fl_unlearn.flower.client import attach, forgotten_classes, unlearning_mod
+from fl_unlearn.flower.server import UnlearningStrategy
 from fl_unlearn.flower.session import ForgetResult, forget
 
 __all__ = [

@@ -1,1 +1,1 @@
-"""Scripts that make tables and pictures. Each says with ``--help`` what it makes, and resumes where it was."""
+"""Scripts that make tables and pictures. ``--help`` says what each makes; all resume where they were."""

@@ -31,9 +31,9 @@ def load_data(context: Context) -> tuple[task.Loader, task.Loader]:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's data."""
-    config, round_config = context.run_config, message.content["config"]
+    config, round_config = context.run_config, message.content.config_records["config"]
     model = new_model(context)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     batches, _ = load_data(context)
     exclude = task.excluded(round_config, str(context.node_config["partition-id"]))
     exclude |= set(forgotten_classes(message, context))  # <- fl-unlearn: what was forgotten stays out
@@ -61,12 +61,11 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out data."""
     model = new_model(context)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     _, held_out = load_data(context)
     loss, accuracy = task.evaluate(model, held_out, DEVICE)
-    metrics = MetricRecord(
-        {"eval-loss": loss, "eval-accuracy": accuracy, "num-examples": len(held_out.dataset)}
-    )
+    examples = sum(len(labels) for _, labels in held_out)
+    metrics = MetricRecord({"eval-loss": loss, "eval-accuracy": accuracy, "num-examples": examples})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

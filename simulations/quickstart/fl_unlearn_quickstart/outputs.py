@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fl_unlearn.verify import score_checkpoints, score_state
 from . import task
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WALL_SECONDS = "train-wall-seconds"
+WALL_SECONDS, DATA = "train-wall-seconds", "data-settings"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,22 @@ class Run:
             "deterministic": True,
             "on_request": self.measure_before,
         }
+
+    def check_data(self, store: RunStore) -> None:
+        """Remember how the data was shared out, and refuse to go on from a run that shared it otherwise.
+
+        Raises:
+            ValueError: If it did: the clients would be asked about data that they have not trained on.
+        """
+        own = json.dumps(asdict(task.DataSettings.from_config(self.config)), sort_keys=True)
+        known = store.umig.get_meta(DATA)
+        if known is None:
+            store.umig.set_meta(DATA, own)
+        elif known != own:
+            raise ValueError(
+                f"the run in {self.folder} was trained on data shared out by {known}, this one by {own}; "
+                "give the same dataset, data-root, max-train-examples, alpha, seed, holders and held-classes"
+            )
 
     def measure_before(self, store: RunStore) -> None:
         """Score the stored models as they are before anything is forgotten."""

@@ -24,6 +24,7 @@ def main(grid: Grid, context: Context) -> None:
     run = outputs.Run(context, grid)
     strategy: FedAvg | UnlearningStrategy = fedavg(grid, context)
     strategy = UnlearningStrategy(strategy, store=run.folder, **run.options())  # <- fl-unlearn
+    run.check_data(strategy.store)
     for request in run.requests:
         strategy.submit(request, after_round=run.after_round)  # <- fl-unlearn: what is to be forgotten
 

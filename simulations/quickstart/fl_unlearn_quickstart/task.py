@@ -155,20 +155,22 @@ class DataSettings:
     max_train: int
     alpha: float
     holders: int
-    forget_classes: tuple[int, ...]
+    held_classes: tuple[int, ...]
     seed: int
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DataSettings:
         """Read the settings from a Flower run config."""
+        holders = int(config["holders"])
+        held = str(config.get("held-classes", "") or config["forget-classes"]) if holders else ""
         return cls(
             dataset=str(config["dataset"]),
             data_root=str(config["data-root"]),
             download=bool(config["download"]),
             max_train=int(config["max-train-examples"]),
             alpha=float(config["alpha"]),
-            holders=int(config["holders"]),
-            forget_classes=parse_classes(str(config["forget-classes"])),
+            holders=holders,
+            held_classes=parse_classes(held),
             seed=int(config["seed"]),
         )
 
@@ -192,7 +194,7 @@ def parse_classes(text: str) -> tuple[int, ...]:
 
 
 def excluded(round_config: Mapping[str, Any], partition_id: str) -> set[int]:
-    """Classes that the server's round configuration tells a client to leave out: how the yardstick is trained."""
+    """Classes that the server's round configuration tells a client to leave out, as for the yardstick."""
     clients = [c.strip() for c in str(round_config.get("exclude-clients", "")).split(",") if c.strip()]
     if clients and partition_id not in clients:
         return set()
@@ -207,7 +209,7 @@ def _owners(settings: DataSettings, num_partitions: int) -> list[np.ndarray]:
         num_partitions,
         alpha=settings.alpha,
         seed=settings.seed,
-        forget_classes=settings.forget_classes,
+        forget_classes=settings.held_classes,
         holders=settings.holders,
     )
 

@@ -1,0 +1,50 @@
+# Two commands do everything on a machine with Python >= 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test test-fast check wheel each-class clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, " + v + " was found; name another with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.sim: pyproject.toml | $(BIN)/python
+	@echo "Installing fl-unlearn and what the simulations need (torch is large: a minute or more) ..."
+	$(BIN)/python -m pip install --quiet --editable '.[sim]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(VENV)/.sim
+	@echo "Installing what the tests need ..."
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, write a report (ARGS="--help" for more)
+	$(BIN)/python -m simulations.demo $(ARGS)
+
+test: $(VENV)/.test  ## all tests; some start Flower's simulation engine
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/.test  ## the tests that need no simulation engine
+	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+
+check: $(VENV)/.test  ## lint, format, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+wheel: $(VENV)/.test  ## build the wheel and import it in a clean environment outside the repository
+	$(BIN)/python tests/check_wheel.py
+
+each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and several at once (tables)
+	$(BIN)/python -m simulations.figures.each_class --out outputs/each-class $(ARGS)
+	$(BIN)/python -m simulations.figures.each_class --holders 2 --out outputs/several-classes 1,9 0,1,2 3,5,8 $(ARGS)
+
+clean:  ## remove the environment and what was built; outputs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
