@@ -18,9 +18,12 @@ from typing import Any
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.operations import StagedFile
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import StoreFullError, UpdateError
+from fl_unlearn.types import StoreError, StoreFullError, UpdateError
 
 log = logging.getLogger(__name__)
+
+MOST_WORKERS = 8
+"""Each worker holds a few copies of one checkpoint in memory."""
 
 Progress = Callable[[int, int], None]
 """Called with (checkpoints done, checkpoints in all)."""
@@ -42,18 +45,35 @@ class StagedApplication:
         self.skipped: list[str] = []
 
     def commit(self, request: Mapping[str, Any], outstanding: Iterable[str] = ()) -> None:
-        """Put all successors in place.
+        """Decide, and put all successors in place.
+
+        Once decided, trouble with putting a file in place is no way back: what is left to do is done at the
+        next operation or the next start.
 
         Args:
             request: What was asked, for the ledger.
             outstanding: Clients that have not confirmed the update yet.
+
+        Raises:
+            StoreError: If the decision could not be recorded; every checkpoint stays as it was.
         """
-        self.store.operations.commit(self.digest, self.client_update, request, self.files, outstanding)
+        ledger = self.store.operations
+        try:
+            ledger.decide(self.digest, self.client_update, request, self.files, outstanding)
+        except BaseException:
+            self.rollback()
+            raise
+        try:
+            ledger.finish()
+        except (OSError, StoreError):
+            log.exception("the update is decided; some checkpoints will get it when the store is opened next")
 
     def rollback(self) -> None:
-        """Take all successors away; every checkpoint stays as it was."""
+        """Take all successors away, and every checkpoint stays as it was; those decided for are kept."""
+        decided = self.store.operations.pending()
         for staged in self.files:
-            self.store.checkpoints.discard(staged.node.name)
+            if staged.node.name not in decided:
+                self.store.checkpoints.discard(staged.node.name)
 
 
 def stage(
@@ -71,7 +91,7 @@ def stage(
         updates: Model name to the update it gets (the same one for all, unless references are per model).
             Models without a checkpoint are passed over.
         client_update: The update that clients apply to their copies; kept with the others.
-        workers: Threads; default one per core.
+        workers: Threads; default one per core, at most `MOST_WORKERS`.
         progress: Told about each finished checkpoint.
 
     Raises:
@@ -81,12 +101,13 @@ def stage(
     """
     if not updates:
         raise UpdateError("there is no model to apply the update to")
+    store.operations.finish()  # what a failing disk interrupted: its staged files must not be overwritten
     kept = store.kept()
     names = [n for n in updates if n in kept]
     distinct = {u.digest: u for u in (client_update, *updates.values())}
     digest = client_update.digest
     if len(distinct) > 1:
-        text = "".join(f"{n}:{updates[n].digest};" for n in sorted(updates))
+        text = client_update.digest + "".join(f";{n}:{updates[n].digest}" for n in sorted(updates))
         digest = sha256(text.encode()).hexdigest()
     _check_room(store, names)
     staged = StagedApplication(store, digest, client_update.digest)
@@ -104,12 +125,13 @@ def stage(
     try:
         for update in distinct.values():
             store.save_update(update)
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, MOST_WORKERS)) as pool:
             for done, _ in enumerate(pool.map(one, names), start=1):
                 if progress:
                     progress(done, len(names))
     except BaseException:
-        staged.rollback()
+        for name in names:  # not only those that were staged: a write may fail after its file is in place
+            store.checkpoints.discard(name)
         raise
     staged.files.sort(key=lambda f: f.node.id)
     log.info("staged %d checkpoints, %d had the update already", len(staged.files), len(staged.skipped))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -218,3 +219,33 @@ def _from_mapping(batch: Mapping[Any, Any]) -> tuple[Any, Any]:
             "input would not see; let the loader give pairs (inputs, labels), inputs being all it needs"
         )
     return batch[known[0]], batch[label]
+
+
+def sample(batches: Iterable[Any], classes: Collection[int], most: int) -> list[tuple[Any, Tensor]]:
+    """The first samples of the named classes and of all others, at most ``most`` of either.
+
+    Args:
+        batches: Batches as `unpack` takes them.
+        classes: Labels of the first group; all others are the second.
+        most: Samples to keep of each group, >= 0; 0: all.
+
+    Returns:
+        Batches (inputs, labels), in memory: they can be gone through repeatedly, and are the same each time.
+    """
+    wanted = torch.tensor(sorted(classes), dtype=torch.int64)
+    left = {True: most or sys.maxsize, False: most or sys.maxsize}
+    kept = []
+    for batch in batches:
+        x, y = unpack(batch)
+        named = torch.isin(y, wanted.to(y.device))
+        rows = []
+        for group in (True, False):
+            own = (named == group).nonzero().squeeze(1)[: left[group]]
+            left[group] -= len(own)
+            rows.append(own)
+        chosen = torch.cat(rows).sort().values
+        if len(chosen):
+            kept.append((x, y) if len(chosen) == len(y) else (take_rows(x, chosen), y[chosen]))
+        if not any(left.values()):
+            break
+    return kept

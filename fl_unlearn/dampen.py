@@ -314,7 +314,7 @@ def _parse_header(header: str) -> dict[str, Any]:
         for info in plain["tensors"].values():
             good &= info["dtype"] in SIGNATURE_DTYPES and SIGNATURE_DTYPES[info["dtype"]].is_floating_point
             good &= all(isinstance(s, int) and s >= 0 for s in info["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
         raise UpdateError(f"the update's header is malformed: {e!r}") from e
     if not known:
         raise UpdateError(f"the update has format {plain['format']!r}; this version reads {FORMAT!r}")

@@ -26,6 +26,13 @@ CREATE TABLE IF NOT EXISTS outstanding (
     PRIMARY KEY (operation_id, client));
 """
 
+# Only where the ledger still has the digest from before: an operation that is taken up again must not
+# touch checkpoints that it, and perhaps others after it, changed long ago.
+_PENDING = (
+    "FROM application a JOIN operation o ON o.id = a.operation_id JOIN node n ON n.id = a.node_id "
+    "JOIN checkpoint c ON c.node_id = a.node_id AND c.digest = a.before WHERE o.done = 0"
+)
+
 
 @dataclass(frozen=True)
 class StagedFile:
@@ -56,7 +63,7 @@ class OperationLedger:
     def __init__(self, umig: UMIG, checkpoints: CheckpointStore) -> None:
         self.umig, self.checkpoints = umig, checkpoints
 
-    def commit(
+    def decide(
         self,
         digest: str,
         client_update: str,
@@ -64,7 +71,7 @@ class OperationLedger:
         staged: Iterable[StagedFile],
         clients: Iterable[str],
     ) -> None:
-        """Decide for an operation whose files are all staged, then put them in place.
+        """Decide for an operation whose files are all staged; `finish` puts them in place.
 
         An operation decided before (the same digest) is taken up again: checkpoints that it had missed
         and clients are added to it.
@@ -90,24 +97,27 @@ class OperationLedger:
                 self._execute("INSERT INTO application VALUES (?, ?, ?, ?, ?)", *row)
             for client in clients:
                 self._execute("INSERT OR IGNORE INTO outstanding VALUES (?, ?)", operation, client)
-        self.finish()
 
     def finish(self) -> None:
         """Put in place what was decided and not yet done."""
         for (operation,) in self._execute("SELECT id FROM operation WHERE done = 0 ORDER BY id").fetchall():
             rows = self._execute(
-                "SELECT n.name, a.node_id, a.after, a.size FROM application a "
-                "JOIN node n ON n.id = a.node_id WHERE a.operation_id = ?",
-                operation,
+                f"SELECT n.name, a.node_id, a.after, a.size {_PENDING} AND a.operation_id = ?", operation
             ).fetchall()
             for name, *_ in rows:
                 self.checkpoints.promote(name)
+            # Before the ledger says so: after a power cut the renames must not be missing.
+            self.checkpoints.sync()
             with self.umig.transaction():
                 for _, node_id, after, size in rows:
                     self._execute(
                         "UPDATE checkpoint SET digest = ?, size = ? WHERE node_id = ?", after, size, node_id
                     )
                 self._execute("UPDATE operation SET done = 1 WHERE id = ?", operation)
+
+    def pending(self) -> set[str]:
+        """Names of the models whose decided successor is not in place yet."""
+        return {name for (name,) in self._execute(f"SELECT n.name {_PENDING}")}
 
     def settle(self, digest: str, client: str) -> None:
         """Note that a client has applied the update of an operation."""

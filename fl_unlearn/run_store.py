@@ -10,15 +10,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.lineage import UMIG, Node, NodeKind
+from fl_unlearn.lineage_file import text
 from fl_unlearn.operations import OPERATION_TABLES, OperationLedger
-from fl_unlearn.store import Checkpoint, CheckpointStore, FileInfo, KeepPolicy, write_atomically
+from fl_unlearn.store import (
+    Checkpoint,
+    CheckpointStore,
+    FileInfo,
+    KeepPolicy,
+    remove_partial,
+    write_atomically,
+)
 from fl_unlearn.types import (
     CorruptCheckpointError,
     LineageError,
@@ -27,9 +35,15 @@ from fl_unlearn.types import (
     StateDict,
     StoreError,
     TensorSpec,
+    UpdateError,
     signature_difference,
     signature_of,
 )
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks of this kind; there, one writer is up to the operator
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +53,24 @@ CREATE TABLE IF NOT EXISTS checkpoint (
     node_id INTEGER PRIMARY KEY REFERENCES node(id), digest TEXT NOT NULL, size INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
 """
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Keep other processes from writing here; the system lets go of it when this one ends, however it does.
+
+    Raises:
+        StoreError: If another writer has it.
+    """
+    file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the store is closed)
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            file.close()
+            raise StoreError(
+                f"{folder} is being written by another run; wait until it is over, or open it read-only"
+            ) from e
+    return file
 
 
 class RunStore:
@@ -58,12 +90,14 @@ class RunStore:
     ) -> None:
         self.folder = Path(folder).absolute()
         self.keep = keep or KeepPolicy()
+        self._lock: IO[str] | None = None
         if read_only and not (self.folder / DATABASE).is_file():
             raise StoreError(f"{self.folder} has no {DATABASE}: it is not the store of a run. Check the path")
         if not read_only:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "updates").mkdir(exist_ok=True)
+                self._lock = _lock(self.folder)
             except OSError as e:
                 raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
         self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
@@ -75,6 +109,9 @@ class RunStore:
                 for statement in filter(str.strip, (_TABLES + OPERATION_TABLES).split(";")):
                     self.umig.connection.execute(statement)
             self.recover()
+        elif not self._execute("SELECT 1 FROM sqlite_master WHERE name = 'outstanding'").fetchall():
+            self.close()
+            raise StoreError(f"{self.folder} holds a lineage, but no run was stored there. Check the path")
 
     def __enter__(self) -> RunStore:
         return self
@@ -83,8 +120,10 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and let others write."""
         self.umig.close()
+        if self._lock is not None:
+            self._lock.close()
 
     # ------------------------------------------------------------------ recording
     @contextmanager
@@ -96,7 +135,8 @@ class RunStore:
                 yield
         except BaseException:
             for name in self._written:
-                self.checkpoints.delete(name)
+                with suppress(OSError):  # the first error is the one to report; `recover` removes the file
+                    self.checkpoints.delete(name)
             raise
         else:
             outer.extend(self._written)
@@ -126,7 +166,7 @@ class RunStore:
             StoreFullError: If the disk is full; neither the node nor a file is left behind.
         """
         with self.round():
-            if name in self.umig:
+            if text("a name", name) in self.umig:
                 raise LineageError(f"the model {name!r} is recorded already; nodes are never rewritten")
             info = None
             if state is not None:
@@ -192,10 +232,10 @@ class RunStore:
 
     def signature(self) -> dict[str, TensorSpec] | None:
         """Names, shapes and dtypes of the store's model; None while it holds none."""
-        text = self.umig.get_meta("signature")
-        if text is None:
+        plain = self.umig.get_meta("signature")
+        if plain is None:
             return None
-        return {n: TensorSpec(tuple(s["shape"]), s["dtype"]) for n, s in json.loads(text).items()}
+        return {n: TensorSpec(tuple(s["shape"]), s["dtype"]) for n, s in json.loads(plain).items()}
 
     # ------------------------------------------------------------------ reading
     def kept(self) -> set[str]:
@@ -259,13 +299,16 @@ class RunStore:
             update = DampeningUpdate.from_bytes(path.read_bytes())
         except FileNotFoundError as e:
             raise CorruptCheckpointError(f"the update {path} is missing; restore it from a backup") from e
+        except UpdateError as e:
+            raise CorruptCheckpointError(f"the update {path} was truncated or changed: {e}") from e
         if update.digest != digest:
             raise CorruptCheckpointError(f"the update {path} was changed: its digest is {update.digest[:12]}")
         return update
 
     def recover(self) -> None:
         """Finish committed operations, and remove the files of those that were never committed."""
-        self.checkpoints.remove_partial()
+        for folder in (self.checkpoints.folder, self.folder / "updates"):
+            remove_partial(folder)
         self.operations.finish()
         for name in sorted(self.checkpoints.staged_names()):
             log.warning("undoing an application that was interrupted before it was decided: %s", name)
@@ -278,9 +321,22 @@ class RunStore:
 
     # ------------------------------------------------------------------ who is who
     def identify(self, owner: str, client: str) -> None:
-        """Remember that updates recorded under ``owner`` are this client's."""
+        """Remember that what is recorded under ``owner``, if anything is, is this client's."""
+        recorded = any(True for _ in self.umig.nodes(owner=owner))
+        waiting = self._execute("SELECT 1 FROM outstanding WHERE client = ?", owner).fetchone()
+        if not recorded and not waiting:
+            return
         with self.umig.transaction():
-            self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?)", owner, client)
+            if recorded:
+                self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?)", owner, client)
+            self._execute("UPDATE OR IGNORE outstanding SET client = ? WHERE client = ?", client, owner)
+            self._execute("DELETE FROM outstanding WHERE client = ?", owner)
+
+    def examples(self) -> dict[str, int]:
+        """Client name to the largest number of examples that one of its updates was trained on."""
+        names = self.clients()
+        rows = self._execute("SELECT owner, MAX(examples) FROM node WHERE owner IS NOT NULL GROUP BY owner")
+        return {names[owner]: most for owner, most in rows if most is not None}
 
     def clients(self) -> dict[str, str]:
         """Owner as recorded in the UMIG to client name; an owner never identified maps to itself."""

@@ -114,6 +114,12 @@ def write_atomically(path: Path, data: bytes) -> FileInfo:
     return FileInfo(hashlib.sha256(data).hexdigest(), len(data))
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what a crash left of files that were being written into ``folder``."""
+    for leftover in folder.glob("*" + PARTIAL):
+        leftover.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in ``folder`` durable."""
     fd = os.open(folder, os.O_RDONLY)
@@ -140,10 +146,12 @@ def decode(data: bytes, source: str) -> Checkpoint:
     try:
         state = safetensors.torch.load(data)
         head: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        applied = tuple(json.loads(head.get("__metadata__", {}).get(_HEADER, "{}")).get("applied", ()))
-    except (safetensors.SafetensorError, ValueError, AttributeError) as e:
+        applied = json.loads((head.get("__metadata__") or {}).get(_HEADER, "{}")).get("applied", [])
+        if not isinstance(applied, list) or any(not isinstance(d, str) for d in applied):
+            raise ValueError(f"its list of updates is {applied!r}")
+    except (safetensors.SafetensorError, ValueError, AttributeError, LookupError, RuntimeError) as e:
         raise CorruptCheckpointError(f"{source} is truncated or not a safetensors file ({e})") from e
-    return Checkpoint(state, applied, FileInfo(hashlib.sha256(data).hexdigest(), len(data)))
+    return Checkpoint(state, tuple(applied), FileInfo(hashlib.sha256(data).hexdigest(), len(data)))
 
 
 class CheckpointStore:
@@ -182,6 +190,11 @@ class CheckpointStore:
             with _disk_errors(staged):
                 os.replace(staged, self.path(name))
 
+    def sync(self) -> None:
+        """Make what `promote` did last through a power cut."""
+        with _disk_errors(self.folder):
+            sync_folder(self.folder)
+
     def discard(self, name: str) -> None:
         """Remove the staged successor of a model, if there is one."""
         self._staged(name).unlink(missing_ok=True)
@@ -219,11 +232,6 @@ class CheckpointStore:
         """Names of the models that have a staged successor."""
         end = SUFFIX + STAGED
         return {unquote(p.name.removesuffix(end)) for p in self.folder.glob("*" + end)}
-
-    def remove_partial(self) -> None:
-        """Remove what a crash left of files that were being written."""
-        for leftover in self.folder.glob("*" + PARTIAL):
-            leftover.unlink(missing_ok=True)
 
     def _staged(self, name: str) -> Path:
         path = self.path(name)

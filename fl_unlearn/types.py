@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import index
 from typing import Any, Literal, get_args
 
 import torch
@@ -160,9 +161,9 @@ class ForgetRequest:
         if not self.classes:
             raise RequestError("a request must name at least one class, got none; try classes=(3,)")
         for c in self.classes:
-            if isinstance(c, bool) or not isinstance(c, int) or c < 0:
+            if isinstance(c, bool) or not hasattr(c, "__index__") or index(c) < 0:
                 raise RequestError(f"a class is a whole number from 0 up, got {c!r}")
-        object.__setattr__(self, "classes", tuple(sorted(set(self.classes))))
+        object.__setattr__(self, "classes", tuple(sorted({index(c) for c in self.classes})))
         object.__setattr__(self, "clients", tuple(dict.fromkeys(str(c) for c in self.clients)))
 
     @classmethod
@@ -202,6 +203,11 @@ class UnlearnSettings:
         max_retain_drop: Largest loss of accuracy on the retained data that is accepted, 0 to 1.
         calibration_models: How many affected global models calibration looks at, the newest included;
             of kept client updates it looks at two more.
+        calibration_samples: How many samples of the forgotten and of the retained data each client scores the
+            candidates on, at most of either; 0: all it has. Held-out samples come first.
+        all_affected: Count every client that ever trained as a holder when the affected models are looked up.
+            For federations whose clients may have deleted the data before the request is made: by default a
+            client that holds none of it *now* is taken to never have held it.
         timeout: Seconds to wait for the answers of one phase.
         min_clients: Wait (at most ``timeout``) until this many clients are connected before asking any.
         min_answers: Share of the asked clients that must answer each phase, 0 to 1.
@@ -219,6 +225,8 @@ class UnlearnSettings:
     forget_tolerance: float = 0.01
     max_retain_drop: float = 0.05
     calibration_models: int = 4
+    calibration_samples: int = 300
+    all_affected: bool = False
     timeout: float = 600.0
     min_clients: int = 1
     min_answers: float = 0.5
@@ -245,6 +253,8 @@ class UnlearnSettings:
         for name in ("forget_tolerance", "max_retain_drop", "min_answers"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingsError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
+        if self.calibration_samples < 0:
+            raise SettingsError(f"calibration_samples must be at least 0, got {self.calibration_samples}")
         if self.calibration_models < 1:
             raise SettingsError(f"calibration_models must be at least 1, got {self.calibration_models}")
         if not self.timeout > 0:

@@ -145,38 +145,59 @@ def _predictor(model: nn.Module, updates: Sequence[DampeningUpdate | None], head
     names = {n for u in updates if u is not None for n in u.entries}
     if not names:
         return lambda x: [model(x)] * len(updates)
-    states = [None if u is None else apply_update(model.state_dict(), u) for u in updates]
+
+    def state_of(update: DampeningUpdate | None) -> StateDict | None:
+        return None if update is None else apply_update(model.state_dict(), update)
+
+    def in_full(x: Any) -> list[torch.Tensor]:
+        # One candidate's tensors at a time: all of them would be many models in memory.
+        return [_call(model, state_of(update), x) for update in updates]
+
     try:
         prefix, module = find_head(model, head)
     except FisherError:
-        return lambda x: [_call(model, state, x) for state in states]
+        return in_full
     if any(n.rpartition(".")[0] != prefix for n in names):
-        return lambda x: [_call(model, state, x) for state in states]
-    return lambda x: _through_head(model, prefix, module, states, x)
+        return in_full
+    states = [state_of(update) for update in updates]  # these share all tensors but the head's
+    probe = next(i for i, u in enumerate(updates) if u is not None and u.entries)
+    exact: bool | None = None
+
+    def by_head(x: Any) -> list[torch.Tensor]:
+        nonlocal exact
+        logits = None if exact is False else _through_head(model, prefix, module, states, x)
+        if logits is not None and exact is None:
+            # The features may depend on the head's weight too, where the model uses it once more.
+            exact = _same(_call(model, states[probe], x), logits[probe])
+        return logits if logits is not None and exact else in_full(x)
+
+    return by_head
 
 
 def _call(model: nn.Module, state: StateDict | None, x: Any) -> torch.Tensor:
     if state is None:
         return cast(torch.Tensor, model(x))
-    return cast(torch.Tensor, torch.func.functional_call(model, dict(state), (x,)))
+    # Each name has its own value here, as in a checkpoint, also where the model ties them.
+    return cast(torch.Tensor, torch.func.functional_call(model, dict(state), (x,), tie_weights=False))
 
 
 def _through_head(
     model: nn.Module, prefix: str, head: nn.Linear, states: Sequence[StateDict | None], x: Any
-) -> list[torch.Tensor]:
-    """Run the features once and each candidate head on them, when the head's output is the model's."""
+) -> list[torch.Tensor] | None:
+    """Each candidate head on the same features; None when the head's output is not the model's."""
     features: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    hook = head.register_forward_pre_hook(lambda _, args: features.extend(args))
+    at = f"{prefix}." if prefix else ""
     try:
         logits = cast(torch.Tensor, model(x))
     finally:
         hook.remove()
     if len(features) != 1 or not _same(functional.linear(features[0], head.weight, head.bias), logits):
-        return [_call(model, state, x) for state in states]
+        return None
     return [
         logits
         if state is None
-        else functional.linear(features[0], state[f"{prefix}.weight"], state.get(f"{prefix}.bias"))
+        else functional.linear(features[0], state[f"{at}weight"], state.get(f"{at}bias"))
         for state in states
     ]
 

@@ -219,9 +219,9 @@ def test_references_per_model(tmp_path: Path) -> None:
 
 
 def test_fixed_threshold_that_fails_is_refused_unless_forced(tmp_path: Path) -> None:
-    strategy, grid, result = fed.trained(tmp_path, settings=UnlearnSettings(threshold=1e6))
+    strategy, grid, result = fed.trained(tmp_path, settings=UnlearnSettings(threshold=15.0))
     assert not strategy.forget(grid, THREE, result.arrays).committed
-    strategy.settings = UnlearnSettings(threshold=1e6, force=True)
+    strategy.settings = UnlearnSettings(threshold=15.0, force=True)
     outcome = strategy.forget(grid, THREE, result.arrays)
     assert outcome.committed
     assert "did not pass calibration" in outcome.message

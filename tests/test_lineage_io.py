@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -212,10 +211,7 @@ def test_dot_quotes_and_colours():
         to_dot(umig, affected={"nobody", "c"})
 
 
-def test_networkx_is_not_imported_with_the_module():
-    code = "import sys; import fl_unlearn.lineage_io; sys.exit('networkx' in sys.modules)"
-    blocked = (
-        f"import sys; sys.modules['torch'] = type(sys)('torch'); sys.path.insert(0, {str(Path.cwd())!r});"
-    )
-    stub = "t = sys.modules['torch']; t.Tensor = t.dtype = int; t.__getattr__ = lambda _: 0;"
-    assert subprocess.run([sys.executable, "-c", blocked + stub + code], check=False).returncode == 0
+def test_importing_the_library_stays_light():
+    heavy = "{'networkx', 'flwr', 'matplotlib'}"
+    code = f"import sys, fl_unlearn, fl_unlearn.lineage_io; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from flwr.app import ConfigRecord, RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
-from fl_unlearn.flower.exchange import Answers, Exchange
+from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import AnswerError
+from fl_unlearn.types import AnswerError, UnlearnError
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,11 @@ def broadcast(
         try:
             client = records.read_client(reply)
             record = records.read_head(reply)
-            if client != nodes[node] or record.get("digest") != update.digest:
+            stranger = nodes[node] == unidentified(node)
+            if (client != nodes[node] and not stranger) or record.get("digest") != update.digest:
                 raise AnswerError(f"node {node} confirmed {record.get('digest')!r} as client {client!r}")
+            if stranger:
+                store.identify(nodes[node], client)
         except AnswerError as e:
             log.warning("client %s has not applied the update: %s", nodes[node], e)
             continue
@@ -49,19 +52,52 @@ def broadcast(
     return receipts
 
 
-def deliver_outstanding(exchange: Exchange, store: RunStore, nodes: Mapping[int, str]) -> None:
-    """Send clients that are back the updates that they missed, before they are asked anything else."""
-    for client, operations in store.operations.outstanding().items():
-        reachable = {node: name for node, name in nodes.items() if name == client}
-        for operation in operations if reachable else []:
-            log.info("client %s is back and gets update %s", client, operation.client_update[:12])
-            broadcast(exchange, store, operation.digest, store.update(operation.client_update), reachable)
+def deliver_outstanding(
+    exchange: Exchange, store: RunStore, nodes: Iterable[int], names: Mapping[int, str | None] | None = None
+) -> None:
+    """Send clients that are back the updates that they missed; what cannot be delivered stays outstanding.
+
+    Args:
+        exchange: The way to the clients.
+        store: Whose ledger is settled.
+        nodes: Nodes that can be reached.
+        names: Their clients' names, where known; None: ask them, if anything is outstanding.
+    """
+    waiting = store.operations.outstanding()
+    if not waiting:
+        return
+    named = identify(exchange, list(nodes)) if names is None else names
+    operations = {o.digest: o for missed in waiting.values() for o in missed}
+    for operation in store.operations.all():
+        if operation.digest not in operations:
+            continue
+        back = {
+            node: name
+            for node in nodes
+            if (name := named.get(node)) is not None and operation in waiting.get(name, [])
+        }
+        if not back:
+            continue
+        log.info("%d clients are back and get update %s", len(back), operation.client_update[:12])
+        try:
+            broadcast(exchange, store, operation.digest, store.update(operation.client_update), back)
+        except UnlearnError:
+            log.exception(
+                "update %s could not be delivered and stays outstanding", operation.client_update[:12]
+            )
 
 
-def identify(exchange: Exchange, nodes: list[int]) -> dict[int, str]:
-    """Ask nodes which clients they are; nodes without the plug-in, or that do not answer, are left out."""
+def identify(exchange: Exchange, nodes: list[int]) -> dict[int, str | None]:
+    """Ask nodes which clients they are.
+
+    Returns:
+        Node id to client name, None for a node that answers but has no name to give (it lacks the plug-in,
+        say); nodes that did not answer are left out.
+    """
     content = RecordDict({records.HEAD: ConfigRecord({"protocol": records.PROTOCOL})})
-    return names_of(exchange.ask(records.IDENTITY, dict.fromkeys(nodes, content)))
+    answers = exchange.ask(records.IDENTITY, dict.fromkeys(nodes, content))
+    names: dict[int, str | None] = {**names_of(answers)}
+    return names | dict.fromkeys(answers.failed, None)
 
 
 def names_of(answers: Answers) -> dict[int, str]:

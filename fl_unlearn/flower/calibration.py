@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fl_unlearn.types import ClassScores, ForgetRequest, UnlearnSettings
+from fl_unlearn.types import ClassScores, ForgetRequest, NotEnoughAnswersError, UnlearnSettings
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the clients measured of one candidate; accuracies 0 to 1 over all their local data.
+    """What the clients measured of one candidate; accuracies 0 to 1 over the local data that was scored.
 
     Attributes:
         threshold: The t of FIUn.
@@ -87,9 +87,9 @@ def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Ca
     """
     out = []
     for k, (threshold, dampening) in enumerate(settings.grid, start=1):
-        forget = [row[k].forget.accuracy() or 0.0 for row in rows]
-        kept = [row[k].retain.accuracy() or 0.0 for row in rows]
-        drops = [(row[0].retain.accuracy() or 0.0) - after for row, after in zip(rows, kept, strict=True)]
+        forget = [measured(row[k].forget, "forgotten") for row in rows]
+        kept = [measured(row[k].retain, "retained") for row in rows]
+        drops = [measured(row[0].retain, "retained") - after for row, after in zip(rows, kept, strict=True)]
         out.append(
             Candidate(
                 threshold=threshold,
@@ -105,6 +105,21 @@ def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Ca
             )
         )
     return out
+
+
+def measured(scores: ClassScores, what: str) -> float:
+    """The accuracy, which must have been measured on something.
+
+    Raises:
+        NotEnoughAnswersError: If there was no sample: that is no 0 %.
+    """
+    accuracy = scores.accuracy()
+    if accuracy is None:
+        raise NotEnoughAnswersError(
+            f"no client scored the candidates on {what} data, so none can be chosen; nothing was changed. "
+            "See which clients did not answer, and repeat the request when they do"
+        )
+    return accuracy
 
 
 def choose(candidates: Iterable[Candidate]) -> Candidate | None:

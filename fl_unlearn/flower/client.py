@@ -20,6 +20,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fl_unlearn.batches import sample
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.fisher import find_head, fisher_diagonal
 from fl_unlearn.flower import records
@@ -126,11 +127,17 @@ class Responder:
             raise RequestError(f"unknown class {unknown[0]}: the model has the classes 0 to {count - 1}")
 
     def scores(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
-        """Scores of each model in the message, as it is and under each candidate, over all local data."""
+        """Scores of each model in the message, as it is and under each candidate, on local data."""
         thresholds, dampenings = (records.list_of(record, key) for key in ("thresholds", "dampenings"))
         grid = [(float(t), float(lam)) for t, lam in zip(thresholds, dampenings, strict=True)]
         base = records.read_update(content) if grid else None
+        # Gathered once: loaders may shuffle or be exhausted, and all models must be scored on the same data.
         parts = _split(self.data(context))
+        batches = sample(
+            chain.from_iterable(reversed(parts)),
+            records.ints(record, "classes"),
+            records.ints(record, "samples")[0],
+        )
         seconds, rows = 0.0, []
         for i in range(records.ints(record, "models")[0]):
             model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
@@ -140,7 +147,7 @@ class Responder:
             rows.append(
                 score_candidates(
                     model,
-                    chain.from_iterable(parts),
+                    batches,
                     renamed,
                     device=self.device,
                     head=str(record["head"]) or None,
@@ -171,6 +178,7 @@ class Responder:
         for name, arrays in list(context.state.array_records.items()):
             own = records.signature(arrays)
             if any(n not in own or own[n].shape != e.spec.shape for n, e in update.entries.items()):
+                yield {"copy": f"context.state[{name!r}]", "status": "skipped: not the whole model"}
                 continue
             state = apply_update(records.to_state(arrays), update)
             context.state[name] = records.to_arrays(state)
@@ -218,7 +226,9 @@ def attach(
     Args:
         app: The project's ClientApp.
         model: Builds the project's model; called with no argument or, if it takes one, with the Context.
-        data: Called with the Context; returns this client's training loader, or (training, held-out).
+        data: Called with the Context; returns this client's training loader, or (training, held-out). It must
+            still hold what is to be forgotten when the request is served: without the data, a client cannot
+            say what depends on it, nor that it ever had it (see ``all_affected`` in `UnlearnSettings`).
         client_name: The client's lasting name; default its partition id.
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.

@@ -14,6 +14,11 @@ from fl_unlearn.flower import records
 log = logging.getLogger(__name__)
 
 
+def unidentified(node: int) -> str:
+    """The stand-in name of a node that has not said which client it is."""
+    return f"{records.UNIDENTIFIED}{node}"
+
+
 @dataclass
 class Answers:
     """What came back, by node id.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from flwr.app import RecordDict
@@ -12,7 +12,7 @@ from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import records
 from fl_unlearn.flower.calibration import Tally, sum_scores
-from fl_unlearn.flower.exchange import Answers, Exchange
+from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
 from fl_unlearn.types import (
     REST,
     AnswerError,
@@ -24,8 +24,8 @@ from fl_unlearn.types import (
     signature_of,
 )
 
-UNIDENTIFIED = "node-"
-"""Prefix of the stand-in name of a node that never said which client it is."""
+PLAUSIBLE = 20
+"""How many times the examples of its largest training round a client's data may have."""
 
 
 class Panel:
@@ -36,10 +36,18 @@ class Panel:
         names: Node id to client name, for those that gave one.
         failed: Client to the reason why an answer of it could not be used.
         silent: Clients that did not answer some phase in time.
+        scored: How many clients' scores the last scoring used.
     """
 
-    def __init__(self, exchange: Exchange, request: ForgetRequest, settings: UnlearnSettings) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        request: ForgetRequest,
+        settings: UnlearnSettings,
+        examples: Mapping[str, int],
+    ) -> None:
         self.exchange, self.request, self.settings = exchange, request, settings
+        self.examples, self.scored = examples, 0
         self.nodes: list[int] = []
         self.names: dict[int, str] = {}
         self.failed: dict[str, str] = {}
@@ -63,7 +71,7 @@ class Panel:
 
     def label(self, node: int) -> str:
         """The client's name, or a stand-in."""
-        return self.names.get(node, f"{UNIDENTIFIED}{node}")
+        return self.names.get(node) or unidentified(node)
 
     def clients(self) -> list[str]:
         """Labels of all nodes asked."""
@@ -95,6 +103,7 @@ class Panel:
                 sums = records.read_fisher(
                     reply, kind=s.fisher_kind, scope=s.fisher_scope, groups=groups, model=model
                 )
+                self._plausible(client, sum(sums.counts.values()))
                 first = next(iter(good.values()), sums)
                 if (sums.names, sums.num_classes) != (first.names, first.num_classes):
                     raise AnswerError("other parameters or classes than another client's")
@@ -125,6 +134,8 @@ class Panel:
             models=[len(states)],
             thresholds=[t for t, _ in grid],
             dampenings=[lam for _, lam in grid],
+            classes=list(self.request.classes),
+            samples=[self.settings.calibration_samples],
             head=self.settings.head or "",
         )
         content = RecordDict({records.HEAD: head, **(records.write_update(base) if base else {})})
@@ -135,11 +146,14 @@ class Panel:
         for node, reply in sorted(answers.ok.items()):
             try:
                 client = self._name(node, reply, good)
-                good[client] = records.read_scores(reply, models=len(states), candidates=1 + len(grid))
+                scores = records.read_scores(reply, models=len(states), candidates=1 + len(grid))
+                self._plausible(client, max((sum(row[0].total.values()) for row in scores), default=0))
+                good[client] = scores
             except AnswerError as e:
                 answers.failed[node] = str(e)
         self._note(answers)
         self._enough("scoring", len(good))
+        self.scored = len(good)
         return sum_scores(good, self.request)
 
     def _name(self, node: int, reply: RecordDict, others: Container[str]) -> str:
@@ -147,6 +161,12 @@ class Panel:
         if client in others or client != self.names.setdefault(node, client):
             raise AnswerError(f"node {node} answers as client {client!r}, which is another node's name")
         return client
+
+    def _plausible(self, client: str, samples: int) -> None:
+        """A count weighs in every sum: it must bear some relation to what the client trained on."""
+        trained = self.examples.get(client)
+        if trained is not None and samples > PLAUSIBLE * max(trained, 1):
+            raise AnswerError(f"{samples} samples, where this client trained on at most {trained} in a round")
 
     def _note(self, answers: Answers) -> None:
         self.failed.update({self.label(n): why for n, why in answers.failed.items()})

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, RecordDict
 from fl_unlearn.flower import records
 from fl_unlearn.lineage import NodeKind
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import AnswerError, CorruptCheckpointError, ModelMismatchError, StoreError
+from fl_unlearn.types import AnswerError, ModelMismatchError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -50,23 +50,20 @@ class Recorder:
         self.offset = max(self.store.umig.last_round(), 0)
         self.current: str | None = None
         self._last: ArrayRecord | None = None
-        self._digest = ""
+        self._digest, self._previous = "", 0
 
     def broadcast(self, server_round: int, arrays: ArrayRecord) -> None:
         """Note the model that a round starts from: the one recorded last, unless somebody changed it."""
+        if server_round <= self._previous:  # a second schedule of rounds in the same run
+            self.offset = self.store.umig.last_round() - server_round + 1
+        self._previous = server_round
         if arrays is self._last:
             return
         digest = digest_of(arrays)
         if self.current is None:
             self.current = self._begin(arrays)
         elif digest != self._digest:
-            round_ = self.offset + server_round - 1
-            name = self._free(f"r{round_:04d}-global-changed")
-            state = self._state(arrays, NodeKind.AGGREGATE, round_)
-            self.store.record(
-                name, state, kind=NodeKind.AGGREGATE, round_=round_, parents={self.current: 1.0}
-            )
-            self.current = name
+            self.current = self._record_changed(arrays, self.current, self.offset + server_round - 1)
         self._last, self._digest = arrays, digest
 
     def read_updates(self, server_round: int, replies: Mapping[str, RecordDict]) -> list[Update]:
@@ -125,29 +122,35 @@ class Recorder:
             self.current, self._last, self._digest = made, arrays, digest_of(arrays)
         self.store.prune()
 
+    @property
+    def live(self) -> ArrayRecord | None:
+        """The arrays of the current model, as whoever runs the rounds holds them; None before any round."""
+        return self._last
+
     def refresh(self, arrays: ArrayRecord) -> None:
         """Note that the current model's arrays were replaced in place by their unlearned values."""
         self._last, self._digest = arrays, digest_of(arrays)
 
     def _begin(self, arrays: ArrayRecord) -> str:
-        """The node of the model a run starts from: the store's newest global model, or a new initial one."""
-        try:
-            node, checkpoint = self.store.latest()
-            same = digest_of(records.to_arrays(checkpoint.state)) == digest_of(arrays)
-            if same:
-                return node.name
-        except CorruptCheckpointError:
-            raise
-        except StoreError:
-            pass
+        """The node of the model a run starts from: the store's newest global one, or one that follows it."""
         self.store.check_model(records.signature(arrays))
-        name = self._free(f"r{self.offset:04d}-initial")
-        self.store.record(
-            name,
-            self._state(arrays, NodeKind.INITIAL, self.offset),
-            kind=NodeKind.INITIAL,
-            round_=self.offset,
-        )
+        umig = self.store.umig
+        newest = umig.last(NodeKind.AGGREGATE) or umig.last(NodeKind.INITIAL)
+        if newest is None:
+            name, state = "r0000-initial", self._state(arrays, NodeKind.INITIAL, 0)
+            self.store.record(name, state, kind=NodeKind.INITIAL, round_=0)
+            return name
+        if self.store.info(newest.name) is not None:
+            state = self.store.load(newest.name).state
+            if digest_of(records.to_arrays(state)) == digest_of(arrays):
+                return newest.name
+        # Whatever it is (the same model after a change of dtype, say), it may have inherited from the newest.
+        return self._record_changed(arrays, newest.name, self.offset)
+
+    def _record_changed(self, arrays: ArrayRecord, parent: str, round_: int) -> str:
+        name = self._free(f"r{round_:04d}-global-changed")
+        state = self._state(arrays, NodeKind.AGGREGATE, round_)
+        self.store.record(name, state, kind=NodeKind.AGGREGATE, round_=round_, parents={parent: 1.0})
         return name
 
     def _state(self, arrays: ArrayRecord, kind: str, round_: int) -> dict[str, torch.Tensor] | None:

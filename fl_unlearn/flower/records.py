@@ -7,8 +7,10 @@ finiteness, sign and size, and raises before anything is used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -36,6 +38,10 @@ MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.updat
 FORGOTTEN = "unlearn.forgotten"
 """Name of the ConfigRecord that tells clients in training messages what was forgotten."""
 
+UNIDENTIFIED = "node-"
+"""Prefix of the stand-in name of a node that has not said which client it is."""
+
+MAX_NAME = 150
 MAX_COUNT = 10**12
 MAX_CLASSES = 10**7
 
@@ -67,7 +73,7 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
             raise ValueError(f"holds {values.shape}, declares {tuple(array.shape)}")
         # A copy: the buffer behind `numpy()` may be read-only, and 0-dimensional arrays must stay so.
         return torch.from_numpy(np.array(values, order="C"))
-    except (ValueError, TypeError, EOFError, OSError) as e:
+    except Exception as e:  # NumPy passes on what tokenizer, zip reader and allocator raise
         raise AnswerError(f"the array {name!r} cannot be read: {e}") from e
 
 
@@ -75,8 +81,12 @@ def size_of(content: RecordDict) -> int:
     """Bytes of a message's content: arrays as serialised, configuration as JSON text."""
     total = sum(len(a.data) + len(n) for rec in content.array_records.values() for n, a in rec.items())
     for config in content.config_records.values():
-        total += sum(len(v) if isinstance(v, bytes) else len(json.dumps(v)) for v in config.values())
+        total += sum(len(v) if isinstance(v, bytes) else len(_json(v)) for v in config.values())
     return total
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda data: data.decode("latin-1"))  # lists may hold bytes
 
 
 # --------------------------------------------------------------------------- requests to clients
@@ -115,11 +125,20 @@ def read_client(content: RecordDict) -> str:
     """
     record = read_head(content)
     if "error" in record:
-        raise AnswerError(str(record["error"])[:2000])
+        raise AnswerError(str(record["error"])[:2000] or "the client failed without a reason")
     name = record.get("client")
-    if not isinstance(name, str) or not 0 < len(name) <= 200:
-        raise AnswerError(f"the answer names its client {name!r}; a text of 1 to 200 characters is needed")
+    if not isinstance(name, str) or not _is_name(name):
+        raise AnswerError(
+            f"the answer names its client {str(name)[:50]!r}; a text of 1 to {MAX_NAME} printable characters "
+            "is needed (fewer outside ASCII) that does not begin with 'node-'"
+        )
     return name
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name can be stored, be part of a file's name, and be told from a stand-in."""
+    printable = name.isprintable() and bool(name.strip())
+    return printable and len(quote(name, safe="")) <= MAX_NAME and not name.startswith(UNIDENTIFIED)
 
 
 # --------------------------------------------------------------------------- updates
@@ -193,9 +212,10 @@ def read_fisher(
         raise AnswerError(f"sample counts must lie between 0 and {MAX_COUNT}, got {counts[:20]}")
     arrays = content.array_records.get(FISHER_ARRAYS, ArrayRecord())
     sums: dict[int, dict[str, torch.Tensor]] = {g: {} for g in labels}
+    by_text = {str(g): g for g in labels}
     for key, array in arrays.items():
         group, _, name = key.partition("/")
-        if not group.lstrip("-").isdigit() or int(group) not in sums or name not in model:
+        if group not in by_text or name not in model:
             raise AnswerError(
                 f"the Fisher has an entry {key!r} that was not asked for or that the model lacks"
             )
@@ -204,7 +224,7 @@ def read_fisher(
         tensor = _tensor(key, array)
         if not tensor.is_floating_point():
             raise AnswerError(f"the Fisher of {name!r} is {tensor.dtype}; floating-point values are needed")
-        sums[int(group)][name] = tensor.double()
+        sums[by_text[group]][name] = tensor.double()
     if len({tuple(s) for s in sums.values()}) != 1 or not next(iter(sums.values())):
         raise AnswerError("the Fisher's groups name different parameters, or none")
     out = FisherSums(kind, scope, num_classes, sums, dict(zip(labels, counts, strict=True)))
@@ -252,8 +272,8 @@ def read_scores(content: RecordDict, *, models: int, candidates: int) -> list[li
         nats = loss[i * width : (i + 1) * width]
         if any(not 0 <= r <= n for r, n in zip(right, total, strict=True)):
             raise AnswerError("the scores count more correct samples than there are, or fewer than none")
-        if any(v != v or v < 0 for v in nats):
-            raise AnswerError("the scores have a loss that is negative or not a number")
+        if any(not 0 <= v < math.inf for v in nats):
+            raise AnswerError("the scores have a loss that is negative or not a finite number")
         out.append(
             ClassScores(
                 dict(zip(labels, right, strict=True)),

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import deliver_outstanding, identify
-from fl_unlearn.flower.exchange import Exchange, match
-from fl_unlearn.flower.panel import UNIDENTIFIED
+from fl_unlearn.flower.exchange import Exchange, match, unidentified
 from fl_unlearn.flower.recorder import Recorder
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_strategy
 from fl_unlearn.flower.session import ForgetResult, forget
@@ -108,7 +108,8 @@ class UnlearningStrategy(Strategy):
             grid: Flower's Grid.
             request: What is to be forgotten.
             arrays: The current global model. **Its values are replaced in place** when the update is
-                committed, as is what the inner strategy remembers. Default: the newest one in the store.
+                committed, as is what the inner strategy remembers. Default: the model of the last round,
+                or before any round the newest one in the store.
 
         Returns:
             What became of it.
@@ -116,28 +117,50 @@ class UnlearningStrategy(Strategy):
         Raises:
             UnlearnError: As `session.forget`; nothing was changed.
         """
-        result = forget(grid, request, self.store, settings=self.settings, current=arrays)
+        live = arrays if arrays is not None else self._recorder.live
+        settings = replace(self.settings, min_clients=max(self.settings.min_clients, self._usual_clients()))
+        result = forget(grid, request, self.store, settings=settings, current=live)
+        self.results.append(result)
         if result.committed and result.update is not None:
-            if arrays is not None:
-                dampen_arrays(arrays, result.update)
-                self._recorder.refresh(arrays)
-            dampened = dampen_strategy(self.strategy, result.update, arrays or ArrayRecord())
+            if live is not None:
+                dampen_arrays(live, result.update)
+                self._recorder.refresh(live)
+            names = list(live if live is not None else self.store.signature() or ())
+            dampened, skipped = dampen_strategy(self.strategy, result.update, names, live)
             if dampened:
                 log.info("dampened the server's own state too: %s", ", ".join(dampened))
-        self.results.append(result)
+            if skipped:
+                log.warning("not understood, and left as it is, is what the server keeps in: %s", skipped)
         return result
+
+    def deliver(self, grid: Grid) -> None:
+        """Give clients that are connected the updates that they have missed."""
+        deliver_outstanding(self._quick(grid), self.store, list(grid.get_node_ids()))
+
+    def _usual_clients(self) -> int:
+        """How many clients to wait for.
+
+        Before any round, when clients may still be connecting, as many as the inner strategy would; later,
+        those that are gone are away.
+        """
+        usual = 1 if self._sent else getattr(self.strategy, "min_available_nodes", 1)
+        return usual if isinstance(usual, int) else 1
+
+    def _quick(self, grid: Grid) -> Exchange:
+        """For questions that need no computing: they must not hold up a round for long."""
+        return Exchange(grid, min(self.settings.timeout, 60.0))
 
     def _serve_due(self, grid: Grid, arrays: ArrayRecord, rounds_done: float) -> None:
         """Serve what is due; a request that cannot be served does not stop the training."""
         due = [r for after, r in self._queue if after <= rounds_done]
         self._queue = [(after, r) for after, r in self._queue if after > rounds_done]
         for request in due:
-            if self.on_request:
-                self.on_request(self.store)
             try:
+                if self.on_request:
+                    self.on_request(self.store)
                 self.forget(grid, request, arrays)
-            except UnlearnError as e:
-                log.error("the request for classes %s was not served: %s", list(request.classes), e)
+            except Exception as e:
+                log.exception("the request for classes %s was not served", list(request.classes))
                 text = f"failed: {type(e).__name__}: {e}"
                 self.results.append(ForgetResult(request, self.settings, message=text))
 
@@ -161,8 +184,8 @@ class UnlearningStrategy(Strategy):
         else:
             with self._hooked():
                 result = self.strategy.start(grid, initial_arrays, *args, **kwargs)
-        final = result.arrays if len(result.arrays) else initial_arrays
         if self._queue:
+            final = getattr(result, "arrays", None) or self._recorder.live or initial_arrays
             self._serve_due(grid, final, float("inf"))
             result.arrays = final
         return result
@@ -192,7 +215,7 @@ class UnlearningStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Serve what is due, note the model sent, and make sure that who is asked to train is up to date."""
+        """Serve what is due, note the model sent, and give those who train the updates that they missed."""
         self._recorder.broadcast(server_round, arrays)
         self._serve_due(grid, arrays, server_round - 1)
         # A list: Flower's grids iterate over the messages more than once.
@@ -233,25 +256,25 @@ class UnlearningStrategy(Strategy):
 
     # ------------------------------------------------------------------ clients
     def _owner(self, node: int) -> str:
-        return self._names.get(node) or f"{UNIDENTIFIED}{node}"
+        return self._names.get(node) or unidentified(node)
 
     def _meet(self, grid: Grid, nodes: list[int]) -> None:
         """Ask nodes met for the first time who they are, and give those that are back what they missed."""
-        exchange = Exchange(grid, self.settings.timeout)
+        exchange = self._quick(grid)
         new = [n for n in dict.fromkeys(nodes) if n not in self._names]
         if new:
-            names = identify(exchange, new)
-            for node in new:
-                self._names[node] = names.get(node)
-            strangers = [n for n in new if self._names[n] is None]
-            if strangers:
+            taken = set(self._names.values())
+            for node, name in identify(exchange, new).items():
+                self._names[node] = None if name in taken else name
+                if self._names[node] is not None:
+                    self.store.identify(unidentified(node), str(name))
+            if strangers := [n for n in new if not self._names.get(n)]:
                 log.warning(
-                    "%d nodes did not say which client they are; is fl-unlearn attached to the ClientApp? "
-                    "Their updates count as affected by every request",
+                    "%d nodes did not say which client they are, or gave the name of another; is fl-unlearn "
+                    "attached to the ClientApp? Their updates count as affected by every request",
                     len(strangers),
                 )
-        known = {n: name for n in nodes if (name := self._names.get(n)) is not None}
-        deliver_outstanding(exchange, self.store, known)
+        deliver_outstanding(exchange, self.store, nodes, self._names)
 
     def _tell_forgotten(self) -> None:
         """Tell clients in their training messages what to leave out from now on."""

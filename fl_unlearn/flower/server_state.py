@@ -6,15 +6,18 @@ and momenta that they kept, and those still hold what was forgotten.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.flower import records
+
+log = logging.getLogger(__name__)
 
 SECOND_MOMENTS = frozenset({"v_t"})
 """Attributes that hold squares of values, which shrink by the square of the factor."""
@@ -27,64 +30,94 @@ def dampen_arrays(arrays: ArrayRecord, update: DampeningUpdate) -> None:
         arrays[name] = array
 
 
-def dampen_strategy(strategy: Strategy, update: DampeningUpdate, current: ArrayRecord) -> list[str]:
-    """Dampen everything model-shaped that a strategy, and any strategy it wraps, keeps.
+def dampen_strategy(
+    strategy: Strategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+) -> tuple[list[str], list[str]]:
+    """Dampen what a strategy keeps that has the shape of the model.
+
+    Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them in the model's order,
+    as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict.
 
     Args:
         strategy: The inner strategy.
         update: What was committed.
+        names: The model's tensor names in their order.
         current: The current global model, dampened already; where a strategy holds this very object, it is
             left alone.
 
     Returns:
-        The attributes that were dampened, such as ``"FedAvgM.momentum_vector"``.
+        The attributes that were dampened, such as ``"FedAvgM.momentum_vector"``, and those that hold arrays
+        but were not understood and stay as they are.
     """
-    done: list[str] = []
-    seen, names = {id(current)}, list(current)
-    inner: Any = strategy
-    while isinstance(inner, Strategy):
-        for attribute, value in list(vars(inner).items()):
-            if id(value) in seen:
-                continue
-            power = 2 if attribute in SECOND_MOMENTS else 1
-            if _dampen_value(value, update, names, power):
-                seen.add(id(value))
-                done.append(f"{type(inner).__name__}.{attribute}")
-        inner = vars(inner).get("strategy")
-    return done
+    walk = _Walk(update, names, {id(current)})
+    walk.strategy(strategy)
+    return walk.done, walk.skipped
 
 
-def _dampen_value(value: Any, update: DampeningUpdate, names: list[str], power: int) -> bool:
-    """Dampen one attribute in place if it is model-shaped; says whether it was."""
-    if isinstance(value, ArrayRecord):
-        fits = _fits({n: a.shape for n, a in value.items()}, update)
-        if fits:
-            dampen_arrays(value, update)
-        return fits
-    if isinstance(value, dict) and all(isinstance(v, np.ndarray) for v in value.values()):
-        holder: dict[Any, Any] = value
-        keys: dict[str, Any] = {n: n for n in value}
-    elif isinstance(value, list) and len(value) == len(names) and _all_arrays(value):
-        holder = dict(enumerate(value))
-        keys = {n: i for i, n in enumerate(names)}
-    else:
-        return False
-    if not _fits({n: holder[k].shape for n, k in keys.items()}, update):
-        return False
-    for name, entry in update.entries.items():
-        flat = holder[keys[name]].copy().reshape(-1)
-        factors = entry.factors.numpy().astype(np.float64) ** power
-        indices = entry.indices.to(torch.int64).numpy()
-        flat[indices] = (flat[indices] * factors).astype(flat.dtype)
-        value[keys[name]] = flat.reshape(holder[keys[name]].shape)
-    return True
+class _Walk:
+    def __init__(self, update: DampeningUpdate, names: list[str], seen: set[int]) -> None:
+        self.update, self.names, self.seen = update, names, seen
+        self.done: list[str] = []
+        self.skipped: list[str] = []
+
+    def strategy(self, strategy: Strategy) -> None:
+        if id(strategy) in self.seen:
+            return
+        self.seen.add(id(strategy))
+        for attribute, value in list(vars(strategy).items()):
+            where = f"{type(strategy).__name__}.{attribute}"
+            try:
+                self.value(where, value, 2 if attribute in SECOND_MOMENTS else 1, depth=0)
+            except Exception:
+                log.exception("could not dampen %s", where)
+                self.skipped.append(where)
+
+    def value(self, where: str, value: Any, power: int, depth: int) -> None:
+        if isinstance(value, Strategy):
+            self.strategy(value)
+        elif isinstance(value, ArrayRecord | dict | list) and id(value) not in self.seen and len(value):
+            self.seen.add(id(value))
+            keys = self._keys(value)
+            if keys is not None:
+                self._dampen(value, keys, power)
+                self.done.append(where)
+            elif any(_is_array(v) for v in _items(value)):
+                self.skipped.append(where)
+            elif depth < 1 and not isinstance(value, ArrayRecord):
+                for item in _items(value):
+                    self.value(where, item, power, depth + 1)
+
+    def _keys(self, value: Any) -> dict[str, Any] | None:
+        """Where in ``value`` each of the model's tensors is; None when it is not shaped like the model."""
+        if isinstance(value, list):
+            if len(value) != len(self.names):
+                return None
+            keys: dict[str, Any] = {n: i for i, n in enumerate(self.names)}
+        else:
+            keys = {n: n for n in value}
+        for name, entry in self.update.entries.items():
+            held: Any = value[keys[name]] if name in keys else None
+            if not _is_array(held) or tuple(held.shape) != entry.spec.shape or "float" not in str(held.dtype):
+                return None
+        return keys if self.update.entries else None
+
+    def _dampen(self, value: Any, keys: dict[str, Any], power: int) -> None:
+        for name, entry in self.update.entries.items():
+            held = value[keys[name]]
+            array = held.numpy() if isinstance(held, Array) else held
+            tensor = torch.as_tensor(array).detach().clone()
+            flat, indices = tensor.reshape(-1), entry.indices.to(tensor.device, torch.int64)
+            factors = entry.factors.to(tensor.device, torch.float64) ** power
+            flat[indices] = (flat[indices].double() * factors).to(flat.dtype)
+            if isinstance(held, torch.Tensor):
+                value[keys[name]] = tensor
+            else:
+                value[keys[name]] = Array(tensor.numpy()) if isinstance(held, Array) else tensor.numpy()
 
 
-def _all_arrays(values: list[Any]) -> bool:
-    return bool(values) and all(isinstance(v, np.ndarray) for v in values)
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Array | np.ndarray | torch.Tensor)
 
 
-def _fits(shapes: dict[str, tuple[int, ...]], update: DampeningUpdate) -> bool:
-    return bool(update.entries) and all(
-        n in shapes and tuple(shapes[n]) == e.spec.shape for n, e in update.entries.items()
-    )
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else list(value.values())

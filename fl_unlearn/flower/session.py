@@ -20,10 +20,10 @@ from fl_unlearn.apply import stage
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import records
-from fl_unlearn.flower.broadcast import broadcast
+from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding
 from fl_unlearn.flower.calibration import Candidate, choose, explain_refusal, judge
-from fl_unlearn.flower.exchange import Exchange
-from fl_unlearn.flower.panel import UNIDENTIFIED, Panel
+from fl_unlearn.flower.exchange import Exchange, unidentified
+from fl_unlearn.flower.panel import Panel
 from fl_unlearn.lineage import NodeKind
 from fl_unlearn.merge import FisherPart, merge
 from fl_unlearn.run_store import RunStore
@@ -61,7 +61,7 @@ class ForgetResult:
         outstanding: Clients that have not confirmed the update; they get it at their next contact.
         receipts: What clients say they applied the update to.
         candidates: What calibration measured.
-        before: Scores of the current model before, over all clients' local data: (forget, retain).
+        before: Scores of the current model before, over the clients' local data: (forget, retain).
         after: The same afterwards, measured in the verification round; None when refused or unanswered.
         wall_seconds: Wall time of the whole request.
         client_seconds: Seconds of computing, summed over clients, as they report them.
@@ -133,7 +133,7 @@ class _Session:
         current: ArrayRecord | None,
     ) -> None:
         self.request, self.store, self.settings = request, store, settings
-        self.panel = Panel(Exchange(grid, settings.timeout), request, settings)
+        self.panel = Panel(Exchange(grid, settings.timeout), request, settings, store.examples())
         state = records.to_state(current) if current is not None else store.latest()[1].state
         store.check_model(signature_of(state))
         self.state = state
@@ -143,6 +143,7 @@ class _Session:
         started = time.perf_counter()
         try:
             self.panel.wait_for_clients()
+            deliver_outstanding(self.panel.exchange, self.store, self.panel.nodes)
             self._serve()
         finally:
             r, x = self.result, self.panel.exchange
@@ -168,13 +169,8 @@ class _Session:
         if self.settings.reference == "per-model":
             updates = self._per_model(merged, r.update)
         staged = stage(self.store, updates, r.update)
-        try:
-            staged.commit(
-                self._record(chosen), sorted({*self.store.clients().values(), *self.panel.clients()})
-            )
-        except BaseException:
-            staged.rollback()
-            raise
+        clients = {*self.store.clients().values(), *self.panel.clients()}
+        staged.commit(self._record(chosen), sorted(clients))
         r.committed, r.applied = True, tuple(f.node.name for f in staged.files)
         r.state = apply_update(self.state, r.update)
         r.message = self._describe(chosen, r.update.selected)
@@ -185,13 +181,15 @@ class _Session:
             f"committed t = {chosen.threshold:g}, lambda = {chosen.dampening:g}: {selected:,} values of the "
             f"current model and of {len(self.result.applied)} checkpoints were dampened; clients measured "
             f"{chosen.forget_accuracy:.1%} on the forgotten data and {chosen.retain_accuracy:.1%} on the "
-            "retained"
+            f"retained ({self.panel.scored} of {len(self.panel.nodes)} connected clients)"
         )
         if not chosen.passed:
             text += " (forced: this candidate did not pass calibration)"
         if not chosen.everywhere:
             left = f"{chosen.worst_forget_accuracy:.1%}"
             text += f"; an earlier model still classifies up to {left} of the forgotten data correctly"
+        if self.settings.reference == "per-model":
+            text += "; earlier models were not scored"
         return text
 
     def _record(self, chosen: Candidate) -> dict[str, Any]:
@@ -234,10 +232,14 @@ class _Session:
     def _lineage(self, answered: Collection[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Roots and affected models; a client that could not be asked or identified counts as a holder."""
         r, named = self.result, set(self.request.clients)
-        innocent = set(answered) - set(r.holders)
+        for node, client in self.panel.names.items():
+            self.store.identify(unidentified(node), client)
+        innocent = set() if self.settings.all_affected else set(answered) - set(r.holders)
 
         def suspect(client: str) -> bool:
-            return client.startswith(UNIDENTIFIED) or (client in named if named else client not in innocent)
+            return client.startswith(records.UNIDENTIFIED) or (
+                client in named if named else client not in innocent
+            )
 
         roots = self.store.umig.roots([o for o, c in self.store.clients().items() if suspect(c)])
         if not roots:
@@ -282,11 +284,15 @@ class _Session:
         rows = self.panel.ask_scores(self._snapshots(), base)
         r.before = (rows[0][0].forget, rows[0][0].retain)
         r.candidates = tuple(judge(rows, self.settings))
-        if self.settings.force:
-            return r.candidates[0]
-        chosen = choose(r.candidates)
+        chosen = r.candidates[0] if self.settings.force else choose(r.candidates)
         if chosen is None:
             r.message = "refused: " + explain_refusal(r.candidates, self.settings)
+        elif not base.variant(chosen.threshold, chosen.dampening).selected:
+            r.message = (
+                f"refused: the chosen update (t = {chosen.threshold:g}) changes no value, so nothing was "
+                f"changed. Clients measure {chosen.forget_accuracy:.1%} on the forgotten data as it is"
+            )
+            return None
         return chosen
 
     def _snapshots(self) -> list[dict[str, torch.Tensor]]:

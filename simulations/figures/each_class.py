@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,11 +49,12 @@ def main() -> int:
     out = options.out.absolute()
     shared: dict[str, Value] = {k: _value(v) for k, _, v in (s.partition("=") for s in options.set)}
     try:
+        _same_options(out, {**shared, "holders": options.holders, "retrain": options.retrain})
         with LocalFlower(options.clients, quiet=True) as flower:
             for done, classes in enumerate(options.classes):
                 print(f"[{done + 1}/{len(options.classes)}] forgetting {classes}", flush=True)
                 _serve(flower, out, classes, options, shared)
-    except RunFailedError as e:
+    except (RunFailedError, ValueError) as e:
         print(f"failed: {e}", file=sys.stderr)
         return 1
     rows = [row_of(json.loads((_folder(out, c) / "report.json").read_text())) for c in options.classes]
@@ -77,12 +79,22 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _same_options(out: Path, options: Mapping[str, Value]) -> None:
+    """Remember the options in ``out``, so that results of other options are never taken for theirs."""
+    out.mkdir(parents=True, exist_ok=True)
+    path, text = out / "options.json", json.dumps(options, sort_keys=True)
+    if path.exists() and path.read_text() != text:
+        raise ValueError(f"{out} holds results of other options ({path.read_text()}); name another --out")
+    path.write_text(text)
+
+
 def _serve(
     flower: LocalFlower, out: Path, classes: str, options: argparse.Namespace, shared: Mapping[str, Value]
 ) -> None:
     folder = _folder(out, classes)
     if (folder / "report.json").is_file():
         return
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run left
     request: dict[str, Value] = {
         "forget-classes": classes,
         "retrain": options.retrain,
@@ -92,10 +104,11 @@ def _serve(
         flower.run(APP, {**shared, **request, "holders": options.holders})
         return
     trained = out / "trained"
-    if not (trained / "trained.ok").is_file():
+    if not (out / "trained.ok").is_file():
+        shutil.rmtree(trained, ignore_errors=True)
         print("training once", flush=True)
         flower.run(APP, {**shared, "forget-classes": "", "out-dir": str(trained)})
-        (trained / "trained.ok").touch()
+        (out / "trained.ok").touch()
     flower.run(APP, {**shared, **request, "resume-from": str(trained), "num-server-rounds": 0})
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Run:
         self.after_round = int(self.config["forget-after-round"]) or None
         self.retrained: Retrained | None = None
         self.before: dict[str, ClassScores] = {}
+        self.measuring = 0.0
         self.settings = read_settings(self.config)
         print(f"Output folder: {self.folder}", flush=True)
 
@@ -93,7 +95,9 @@ class Run:
 
     def measure_before(self, store: RunStore) -> None:
         """Score the stored models as they are before anything is forgotten."""
+        started = time.perf_counter()
         self.before = self.score(store)
+        self.measuring += time.perf_counter() - started
 
     def score(self, store: RunStore) -> dict[str, ClassScores]:
         """Scores of every stored model on the central test set."""
@@ -109,7 +113,7 @@ class Run:
         """
         store = strategy.store
         result = strategy.results[-1] if strategy.results else None
-        train_seconds = seconds - (result.wall_seconds if result else 0.0)
+        train_seconds = seconds - self.measuring - (result.wall_seconds if result else 0.0)
         known = store.umig.get_meta(WALL_SECONDS)
         if int(self.config["num-server-rounds"]) or known is None:
             store.umig.set_meta(WALL_SECONDS, str(train_seconds + float(known or 0.0)))

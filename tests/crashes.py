@@ -1,0 +1,90 @@
+"""Kill a process with SIGKILL at its n-th step on the disk, to see what the next start makes of the rest."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sqlite3
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fl_unlearn import lineage_file
+from fl_unlearn import store as store_module
+
+Step = Callable[..., None]
+
+
+def killed_at(at: int, work: Callable[[Callable[[], None]], None]) -> bool:
+    """Run ``work`` in a forked process and kill that at step ``at``; whether it came so far.
+
+    A step is half a file written, a file written, synced, renamed or removed, and every SQL statement.
+    ``work`` is given a function; steps count from when it is called.
+    """
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work(_instrument(at))
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0, "the process failed of itself; see its traceback"
+    return False
+
+
+def _instrument(at: int) -> Callable[[], None]:
+    left: list[int] = []
+
+    def step(*_: Any) -> None:
+        if left:
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+
+    os.replace = _before(step, os.replace)  # type: ignore[assignment]
+    os.fsync = _before(step, os.fsync)
+    Path.unlink = _before(step, Path.unlink)  # type: ignore[assignment, method-assign]
+    store_module.open = lambda path, mode: _Torn(path, step)  # type: ignore[attr-defined]
+    connect = lineage_file._connect
+
+    def traced(path: str, read_only: bool) -> sqlite3.Connection:
+        connection = connect(path, read_only)
+        connection.set_trace_callback(step)
+        return connection
+
+    lineage_file._connect = traced
+    return lambda: left.append(at)
+
+
+def _before(step: Step, call: Callable[..., Any]) -> Callable[..., Any]:
+    def stepped(*args: Any, **kwargs: Any) -> Any:
+        step()
+        return call(*args, **kwargs)
+
+    return stepped
+
+
+class _Torn(io.BufferedWriter):
+    """A file that is on the disk half before it is there whole."""
+
+    def __init__(self, path: Path, step: Step) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.step = step
+
+    def write(self, data: Any) -> int:
+        middle = len(data) // 2
+        super().write(data[:middle])
+        self.flush()
+        self.step()
+        return middle + super().write(data[middle:])
