@@ -126,8 +126,11 @@ class LocalFlower:
                 os.killpg(pid, signal.SIGKILL)
 
     def _processes(self) -> list[int]:
-        """Session leaders whose command line names this ``FLWR_HOME``: the SuperLink."""
-        listing = subprocess.run(["ps", "-axo", "pid=,args="], capture_output=True, text=True, check=True)
+        """Session leaders whose command line names this ``FLWR_HOME``: the SuperLink.
+
+        ``ww``: a terminal's width, which an environment may claim, must not cut the lines.
+        """
+        listing = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True, check=True)
         found = []
         for line in listing.stdout.splitlines():
             pid, _, arguments = line.strip().partition(" ")

@@ -69,7 +69,7 @@ def train(
     rounds: int,
     train_config: ConfigRecord | None = None,
 ) -> tuple[Result, float]:
-    """Train from ``arrays``; returns the result and the seconds it took, without those of central evaluation."""
+    """Train from ``arrays``; returns the result and the seconds it took, central evaluation aside."""
     model, test_data = task.new_model(context.run_config), task.load_test_data(context.run_config)
 
     evaluation = 0.0
