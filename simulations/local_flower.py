@@ -43,6 +43,7 @@ class LocalFlower:
 
     def __init__(self, num_supernodes: int = 10, cpus_per_client: int = 1, *, quiet: bool = False) -> None:
         self.num_supernodes, self.cpus_per_client, self.quiet = num_supernodes, cpus_per_client, quiet
+        self.patience = 30.0  # seconds until the status of a run whose stream ended must be final
         self.home = Path(tempfile.mkdtemp(prefix="fl-unlearn-flwr-"))
         tools = Path(sys.executable).parent
         self.flwr = shutil.which("flwr", path=f"{tools}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -114,30 +115,31 @@ class LocalFlower:
             raise RunFailedError(f"the run of {app} ended as {new or 'nothing'}; see above\n{shown}")
 
     def stop(self) -> None:
-        """Stop the SuperLink and everything it started."""
-        for pid in self._processes():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGTERM)
-        deadline = time.monotonic() + 10
-        while (left := self._processes()) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        for pid in left:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+        """Stop the SuperLink and everything it started; a run that is still going ends with it."""
+        started = self._processes()
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            for pid in started:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, sign)
+            deadline = time.monotonic() + 10
+            while (started := [p for p in started if _runs(p)]) and time.monotonic() < deadline:
+                time.sleep(0.2)
 
     def _processes(self) -> list[int]:
-        """Session leaders whose command line names this ``FLWR_HOME``: the SuperLink.
+        """The SuperLink, known by this ``FLWR_HOME`` in its command line, and all processes below it.
 
         ``ww``: a terminal's width, which an environment may claim, must not cut the lines.
         """
-        listing = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True, check=True)
-        found = []
-        for line in listing.stdout.splitlines():
-            pid, _, arguments = line.strip().partition(" ")
-            if str(self.home) in arguments and int(pid) != os.getpid():
-                with suppress(ProcessLookupError):
-                    if os.getpgid(int(pid)) == int(pid):
-                        found.append(int(pid))
+        listing = subprocess.run(
+            ["ps", "-axww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        )
+        found: list[int] = []
+        rows = [line.split(None, 2) for line in listing.stdout.splitlines()]
+        for pid, parent, arguments in ((int(r[0]), int(r[1]), r[2]) for r in rows if len(r) == 3):
+            own = "flower-superlink" in arguments and str(self.home) in arguments
+            # Parents come before children in the listing unless process ids wrapped around.
+            if own or parent in found:
+                found.append(pid)
         return found
 
     def _runs(self) -> dict[str, str]:
@@ -160,13 +162,19 @@ class LocalFlower:
 
     def _wait_for_end(self, before: Mapping[str, str]) -> dict[str, str]:
         """The stream can end a moment before the run's status is final."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + self.patience
         while True:
             runs = self._runs()
             new = [s for r, s in runs.items() if r not in before]
             if (new and all(s.startswith("finished") for s in new)) or time.monotonic() > deadline:
                 return runs
             time.sleep(0.5)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return bool(state.stdout.strip()) and not state.stdout.strip().startswith("Z")
 
 
 def _free_port() -> int:
