@@ -1,0 +1,88 @@
+"""One batch of a loader, and samples of a loader."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fl_unlearn.batches import sample, to_device, unpack
+from fl_unlearn.types import FisherError
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+X, Y = torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, Y),
+        [X, Y.to(torch.uint8)],
+        {"img": X, "label": Y, "extra": Y},
+        {"pixel_values": X, "labels": Y.int()},
+        {"image": X, "fine_label": Y, "coarse_label": Y * 0},
+        {"signal": X, "target": Y},
+        {"input_ids": X, "attention_mask": torch.ones(4, 3), "labels": Y},
+    ],
+    ids=lambda b: "-".join(b) if isinstance(b, dict) else type(b).__name__,
+)
+def test_unpack(batch: object) -> None:
+    x, y = unpack(batch)
+    assert x is X
+    torch.testing.assert_close(y, Y)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((X, Y, Y), "got 3 elements"),
+        (X, "got Tensor"),
+        ({"img": X, "class": Y}, "its keys are 'img', 'class'"),
+        ({"a": X, "b": X, "label": Y}, "2 fit; its keys are 'a', 'b', 'label'"),
+        ({"label": Y}, "0 fit"),
+        ({"input_ids": X, "attention_mask": torch.zeros(4, 3), "labels": Y}, "attention_mask"),
+        ((X, [0, 1]), "must be a tensor, got list"),
+        ((X, Y.float()), "integer dtype, got torch.float32"),
+        ((X, Y > 0), "integer dtype, got torch.bool"),
+        ((X, Y[:, None]), r"shape \(N,\), got \[4, 1\]"),
+        ((X, Y - 1), "0 or more, got -1"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_unpack_refuses(batch: object, message: str) -> None:
+    with pytest.raises(FisherError, match=message):
+        unpack(batch)
+
+
+def test_to_device_looks_into_containers() -> None:
+    moved = to_device({"a": [X, (Y, "text")], "b": 3}, "meta")
+    assert moved["a"][0].device.type == moved["a"][1][0].device.type == "meta"
+    assert (moved["a"][1][1], moved["b"]) == ("text", 3)
+
+
+@pytest.mark.parametrize("most", [0, 1, 4, 100])
+@pytest.mark.parametrize("classes", [(1,), (0, 2), (9,), ()])
+def test_sample_takes_the_first_of_either_group(most: int, classes: tuple[int, ...]) -> None:
+    y = torch.tensor([0, 1, 1, 2, 1, 0, 2, 1, 1, 0, 2, 2, 1])
+    x = torch.arange(len(y)) * 10
+    batches = [{"img": x[i : i + 5], "label": y[i : i + 5]} for i in range(0, len(y), 5)]
+    expected, left = [], {True: most or 99, False: most or 99}
+    for value, label in zip(x.tolist(), y.tolist(), strict=True):
+        if left[label in classes] > 0:
+            left[label in classes] -= 1
+            expected.append((value, label))
+    taken = sample(iter(batches), classes, most)
+    got = [(int(v), int(c)) for xs, ys in taken for v, c in zip(xs, ys, strict=True)]
+    assert got == expected
+
+
+def test_sample_stops_reading_when_it_has_enough() -> None:
+    def endless() -> object:
+        while True:
+            yield torch.zeros(3, 2), torch.tensor([0, 1, 1])
+
+    assert sum(len(y) for _, y in sample(endless(), (0,), 5)) == 10
