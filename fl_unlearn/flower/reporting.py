@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import networkx as nx
 
+from fl_unlearn.flower.calibration import Candidate
 from fl_unlearn.flower.session import ForgetResult
 from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.lineage_io import to_networkx
@@ -75,11 +76,7 @@ def build_report(
         versions=_versions(),
         final=rows[final],
         models=tuple(rows.values()),
-        retrained=None
-        if retrained is None
-        else RetrainedScores(
-            forget_accuracy=retrained.accuracy(classes), retain_accuracy=retrained.accuracy(without=classes)
-        ),
+        retrained=_retrained(retrained, classes),
         cost=Cost(
             train_client_seconds=train_client_seconds,
             train_wall_seconds=train_wall_seconds,
@@ -89,27 +86,8 @@ def build_report(
             bytes_down=result.bytes_down,
             retrain_client_seconds=retrain_client_seconds,
         ),
-        clients=ClientLists(
-            asked=result.asked,
-            answered=tuple(c for c in result.asked if c not in result.failed and c not in result.silent),
-            holders=tuple(sorted(result.holders)),
-            failed=tuple(f"{client} ({why})" for client, why in result.failed.items()),
-            outstanding=result.outstanding,
-        ),
-        candidates=tuple(
-            CandidateRow(
-                threshold=c.threshold,
-                dampening=c.dampening,
-                forget_accuracy=c.forget_accuracy,
-                worst_forget_accuracy=c.worst_forget_accuracy,
-                retain_accuracy=c.retain_accuracy,
-                worst_retain_drop=c.worst_retain_drop,
-                passed=c.passed,
-                committed=result.update is not None
-                and (c.threshold, c.dampening) == (result.update.threshold, result.update.dampening),
-            )
-            for c in result.candidates
-        ),
+        clients=_clients(result),
+        candidates=tuple(_candidate(c, result) for c in result.candidates),
         class_accuracy={
             "before": _per_class(before.get(final)),
             "after": _per_class(after[final]),
@@ -119,6 +97,38 @@ def build_report(
             "accuracy of every candidate update on the clients' own data, before one was chosen",
         ),
         not_measured=tuple(default_caveats(result.settings.fisher_scope)),
+    )
+
+
+def _clients(result: ForgetResult) -> ClientLists:
+    return ClientLists(
+        asked=result.asked,
+        answered=tuple(c for c in result.asked if c not in result.failed and c not in result.silent),
+        holders=tuple(sorted(result.holders)),
+        failed=tuple(f"{client} ({why})" for client, why in result.failed.items()),
+        outstanding=result.outstanding,
+    )
+
+
+def _candidate(c: Candidate, result: ForgetResult) -> CandidateRow:
+    chosen = result.update and (result.update.threshold, result.update.dampening)
+    return CandidateRow(
+        threshold=c.threshold,
+        dampening=c.dampening,
+        forget_accuracy=c.forget_accuracy,
+        worst_forget_accuracy=c.worst_forget_accuracy,
+        retain_accuracy=c.retain_accuracy,
+        worst_retain_drop=c.worst_retain_drop,
+        passed=c.passed,
+        committed=chosen == (c.threshold, c.dampening),
+    )
+
+
+def _retrained(scores: ClassScores | None, classes: Sequence[int]) -> RetrainedScores | None:
+    if scores is None:
+        return None
+    return RetrainedScores(
+        forget_accuracy=scores.accuracy(classes), retain_accuracy=scores.accuracy(without=classes)
     )
 
 
