@@ -6,7 +6,7 @@ Nothing here computes; this module imports no other module of the package.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import index
 from typing import Any, Literal, get_args
@@ -304,6 +304,15 @@ class ClassScores:
             {c: self.correct.get(c, 0) + other.correct.get(c, 0) for c in labels},
             {c: self.total.get(c, 0) + other.total.get(c, 0) for c in labels},
             {c: self.loss.get(c, 0.0) + other.loss.get(c, 0.0) for c in labels},
+        )
+
+    def without(self, labels: Collection[int]) -> ClassScores:
+        """These scores less some classes."""
+        kept = [c for c in self.total if c not in labels]
+        return ClassScores(
+            {c: self.correct[c] for c in kept},
+            {c: self.total[c] for c in kept},
+            {c: self.loss[c] for c in kept},
         )
 
     def accuracy(self, labels: Sequence[int] | None = None, *, without: Sequence[int] = ()) -> float | None:

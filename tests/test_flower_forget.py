@@ -166,6 +166,22 @@ def test_another_request_follows_and_training_goes_on(tmp_path: Path) -> None:
     assert len(strategy.store.load("r0005-global").applied) == 1
 
 
+def test_what_was_forgotten_before_is_not_retained_data(tmp_path: Path) -> None:
+    strategy, grid, result = fed.trained(tmp_path)
+    strategy.forget(grid, THREE, result.arrays)
+    second = strategy.forget(grid, ForgetRequest((0,)), result.arrays)
+    assert second.committed
+    assert second.forgotten_before == (3,)
+    assert second.before is not None
+    assert sorted(second.before[0].total) == [0]
+    assert sorted(second.before[1].total) == [1, 2], "class 3 counts neither as forgotten nor as retained"
+    assert second.before[1].accuracy() == 1.0
+    again = strategy.forget(grid, THREE, result.arrays)
+    assert again.forgotten_before == (0,)
+    assert again.before is not None
+    assert sorted(again.before[0].total) == [3]
+
+
 def test_two_classes_at_once_held_by_different_clients(tmp_path: Path) -> None:
     strategy, grid, result = fed.trained(tmp_path)
     outcome = strategy.forget(grid, ForgetRequest((1, 3)), result.arrays)

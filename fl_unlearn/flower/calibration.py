@@ -7,7 +7,7 @@ looked at too, and a candidate that is good on all of them is preferred.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,15 +70,17 @@ class Candidate:
 
 
 def sum_scores(
-    answers: Mapping[str, Sequence[Sequence[ClassScores]]], request: ForgetRequest
+    answers: Mapping[str, Sequence[Sequence[ClassScores]]],
+    request: ForgetRequest,
+    ignored: Collection[int] = (),
 ) -> list[list[Tally]]:
-    """Add the clients' scores: one row per model, one tally per candidate."""
+    """Add the clients' scores less the ``ignored`` classes: one row per model, one tally per candidate."""
     rows: list[list[Tally]] = []
     for client, models in answers.items():
         rows = rows or [[Tally() for _ in model] for model in models]
         for row, model in zip(rows, models, strict=True):
             for tally, scores in zip(row, model, strict=True):
-                tally.add(scores, request, client)
+                tally.add(scores.without(ignored), request, client)
     return rows
 
 

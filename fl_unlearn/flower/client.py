@@ -102,6 +102,7 @@ class Responder:
         loader = _split(self.data(context))[0]
         named = records.list_of(record, "clients")
         classes = records.ints(record, "classes") if not named or client in named else []
+        ignored = set(records.ints(record, "ignored")) - set(classes)
         self._check_classes(model, classes, str(record["head"]) or None)
         started = time.perf_counter()
         sums = fisher_diagonal(
@@ -110,9 +111,10 @@ class Responder:
             kind=str(record["kind"]),
             scope=str(record["scope"]),
             head=str(record["head"]) or None,
-            keep_classes=classes,
+            keep_classes=[*classes, *ignored],
             device=self.device,
         )
+        sums = sums.without(ignored)
         for group, tensors in sums.sums.items():
             sums.sums[group] = {names[n]: t for n, t in tensors.items()}
         return records.write_fisher(client, sums, time.perf_counter() - started)

@@ -32,6 +32,7 @@ class Panel:
     """Asks all connected clients and keeps what can be used.
 
     Attributes:
+        ignored: Classes that neither are asked for nor count as retained: they were forgotten before.
         nodes: Ids of the nodes that are asked.
         names: Node id to client name, for those that gave one.
         failed: Client to the reason why an answer of it could not be used.
@@ -45,9 +46,10 @@ class Panel:
         request: ForgetRequest,
         settings: UnlearnSettings,
         examples: Mapping[str, int],
+        ignored: Sequence[int] = (),
     ) -> None:
         self.exchange, self.request, self.settings = exchange, request, settings
-        self.examples, self.scored = examples, 0
+        self.examples, self.ignored, self.scored = examples, tuple(ignored), 0
         self.nodes: list[int] = []
         self.names: dict[int, str] = {}
         self.failed: dict[str, str] = {}
@@ -90,6 +92,7 @@ class Panel:
             scope=s.fisher_scope,
             head=s.head or "",
             classes=list(self.request.classes),
+            ignored=list(self.ignored),
             clients=list(self.request.clients),
         )
         content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
@@ -154,7 +157,7 @@ class Panel:
         self._note(answers)
         self._enough("scoring", len(good))
         self.scored = len(good)
-        return sum_scores(good, self.request)
+        return sum_scores(good, self.request, self.ignored)
 
     def _name(self, node: int, reply: RecordDict, others: Container[str]) -> str:
         client = records.read_client(reply)

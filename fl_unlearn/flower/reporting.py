@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 import networkx as nx
@@ -64,7 +64,6 @@ def build_report(
     if not globals_:
         raise UnlearnError("no global model was scored; keep aggregates to get a report")
     final = globals_[-1].name
-    classes = result.request.classes
     return UnlearnReport(
         request=result.request,
         outcome="committed" if result.committed else "refused",
@@ -76,7 +75,7 @@ def build_report(
         versions=_versions(),
         final=rows[final],
         models=tuple(rows.values()),
-        retrained=_retrained(retrained, classes),
+        retrained=_retrained(retrained, result),
         cost=Cost(
             train_client_seconds=train_client_seconds,
             train_wall_seconds=train_wall_seconds,
@@ -124,12 +123,17 @@ def _candidate(c: Candidate, result: ForgetResult) -> CandidateRow:
     )
 
 
-def _retrained(scores: ClassScores | None, classes: Sequence[int]) -> RetrainedScores | None:
+def _retrained(scores: ClassScores | None, result: ForgetResult) -> RetrainedScores | None:
     if scores is None:
         return None
     return RetrainedScores(
-        forget_accuracy=scores.accuracy(classes), retain_accuracy=scores.accuracy(without=classes)
+        forget_accuracy=scores.accuracy(result.request.classes),
+        retain_accuracy=scores.accuracy(without=_not_retained(result)),
     )
+
+
+def _not_retained(result: ForgetResult) -> tuple[int, ...]:
+    return result.request.classes + result.forgotten_before
 
 
 def lineage_graph(store: RunStore, result: ForgetResult) -> nx.DiGraph:
@@ -141,7 +145,7 @@ def lineage_graph(store: RunStore, result: ForgetResult) -> nx.DiGraph:
 
 
 def _row(node: Node, result: ForgetResult, before: Scores, after: Scores) -> ModelRow:
-    classes, empty = result.request.classes, ClassScores()
+    classes, empty, gone = result.request.classes, ClassScores(), _not_retained(result)
     old, new = before.get(node.name, empty), after.get(node.name, empty)
     return ModelRow(
         node=node.name,
@@ -150,8 +154,8 @@ def _row(node: Node, result: ForgetResult, before: Scores, after: Scores) -> Mod
         affected=node.name in result.affected,
         forget_accuracy_before=old.accuracy(classes),
         forget_accuracy_after=new.accuracy(classes),
-        retain_accuracy_before=old.accuracy(without=classes),
-        retain_accuracy_after=new.accuracy(without=classes),
+        retain_accuracy_before=old.accuracy(without=gone),
+        retain_accuracy_after=new.accuracy(without=gone),
     )
 
 

@@ -54,6 +54,7 @@ class ForgetResult:
         roots: The first models that learned the forget set.
         affected: Every model that inherited from a root, in chronological order.
         applied: The affected models whose checkpoints were changed.
+        forgotten_before: Classes forgotten by earlier requests; they count neither as forgotten nor retained.
         holders: Clients that hold forget data, with their number of samples.
         asked: Clients (or ``node-<id>`` where the name is unknown) that were asked.
         failed: Those whose answer was an error or was rejected, with the reason.
@@ -78,6 +79,7 @@ class ForgetResult:
     roots: tuple[str, ...] = ()
     affected: tuple[str, ...] = ()
     applied: tuple[str, ...] = ()
+    forgotten_before: tuple[int, ...] = ()
     holders: dict[str, int] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
@@ -133,11 +135,14 @@ class _Session:
         current: ArrayRecord | None,
     ) -> None:
         self.request, self.store, self.settings = request, store, settings
-        self.panel = Panel(Exchange(grid, settings.timeout), request, settings, store.examples())
+        before = {c for o in store.operations.all() if not o.request["clients"] for c in o.request["classes"]}
+        ignored = sorted(before - set(request.classes))
+        exchange = Exchange(grid, settings.timeout)
+        self.panel = Panel(exchange, request, settings, store.examples(), ignored)
         state = records.to_state(current) if current is not None else store.latest()[1].state
         store.check_model(signature_of(state))
         self.state = state
-        self.result = ForgetResult(request, settings, state=state)
+        self.result = ForgetResult(request, settings, state=state, forgotten_before=tuple(ignored))
 
     def run(self) -> ForgetResult:
         started = time.perf_counter()
