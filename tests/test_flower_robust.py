@@ -235,10 +235,22 @@ def test_loops_of_their_own_that_return_nothing_or_count_twice(tmp_path: Path) -
 
     inner = Twice(min_available_nodes=fed.CLIENTS, min_train_nodes=fed.CLIENTS)
     strategy = UnlearningStrategy(inner, store=tmp_path)
+    strategy.submit(THREE)
     assert strategy.start(fed.grid(), start()) is None
+    assert strategy.results[0].committed
     assert [n.name for n in strategy.store.umig.nodes(kind=NodeKind.AGGREGATE)] == [
         f"r{r:04d}-global" for r in (1, 2, 3, 4)
     ]
+
+
+def test_rounds_may_follow_a_request_without_start(tmp_path: Path) -> None:
+    fed.trained(tmp_path, rounds=2)[0].store.close()
+    strategy = UnlearningStrategy(fed.fedavg(), store=tmp_path)
+    grid, arrays = fed.grid(), strategy.stored_arrays()
+    assert strategy.forget(grid, THREE, arrays).committed
+    replies = grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid))
+    strategy.aggregate_train(1, replies)
+    assert strategy.store.umig.parents("r0003-client-0") == {"r0002-global": 1.0}
 
 
 # --------------------------------------------------------------------------- no client is missed

@@ -57,7 +57,7 @@ class Recorder:
         if server_round <= self._previous:  # a second schedule of rounds in the same run
             self.offset = self.store.umig.last_round() - server_round + 1
         self._previous = server_round
-        if arrays is self._last:
+        if arrays is self._last and self.current is not None:
             return
         digest = digest_of(arrays)
         if self.current is None:

@@ -187,7 +187,8 @@ class UnlearningStrategy(Strategy):
         if self._queue:
             final = getattr(result, "arrays", None) or self._recorder.live or initial_arrays
             self._serve_due(grid, final, float("inf"))
-            result.arrays = final
+            if result is not None:  # a loop of one's own may return nothing
+                result.arrays = final
         return result
 
     @contextmanager
