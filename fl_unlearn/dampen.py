@@ -27,7 +27,7 @@ from fl_unlearn.types import (
     StateDict,
     TensorSpec,
     UpdateError,
-    dtype_name,
+    signature_of,
 )
 
 FORMAT = "fl-unlearn-update/1"
@@ -251,7 +251,7 @@ def apply_update(
         raise AlreadyAppliedError(
             f"update {update.digest[:12]} was applied to this model before; not repeated"
         )
-    check_fits(update, state)
+    check_fits(update, signature_of(state))
     out = dict(state)
     seen: set[tuple[int, int]] = set()
     with torch.no_grad():
@@ -270,11 +270,16 @@ def apply_update(
 
 def _dampened(tensor: torch.Tensor, entry: Entry) -> torch.Tensor:
     flat = tensor.flatten().clone()
+    dampen_flat(flat, entry)
+    return flat.reshape(tensor.shape)
+
+
+def dampen_flat(flat: torch.Tensor, entry: Entry) -> None:
+    """Multiply the selected elements of one flattened tensor, in place."""
     indices = entry.indices.to(flat.device, torch.int64)
     # Half precision is multiplied in float32, so that a factor is not rounded before it is used.
     wide = torch.promote_types(flat.dtype, torch.float32)
     flat[indices] = (flat[indices].to(wide) * entry.factors.to(flat.device, wide)).to(flat.dtype)
-    return flat.reshape(tensor.shape)
 
 
 def apply_to_module(model: nn.Module, update: DampeningUpdate) -> None:
@@ -289,19 +294,20 @@ def apply_to_module(model: nn.Module, update: DampeningUpdate) -> None:
     applied.add(update.digest)
 
 
-def check_fits(update: DampeningUpdate, state: StateDict) -> None:
-    """Raise UpdateError unless ``state`` has every tensor that the update names, in its shape.
+def check_fits(update: DampeningUpdate, model: Signature) -> None:
+    """Raise UpdateError unless ``model`` has every tensor that the update names, in its shape.
 
     A floating dtype other than the recorded one is accepted: Flower's strategies widen dtypes between rounds.
     """
     for name, entry in update.entries.items():
-        if name not in state:
+        if name not in model:
             raise UpdateError(f"the update names {name!r}, which this model does not have")
-        tensor = state[name]
-        if tuple(tensor.shape) != entry.spec.shape or not tensor.is_floating_point():
+        spec = model[name]
+        floats = spec.dtype in SIGNATURE_DTYPES and SIGNATURE_DTYPES[spec.dtype].is_floating_point
+        if spec.shape != entry.spec.shape or not floats:
             raise UpdateError(
                 f"the update was made for {name!r} as {entry.spec.dtype}{list(entry.spec.shape)}, "
-                f"this model has {dtype_name(tensor.dtype)}{list(tensor.shape)}"
+                f"this model has {spec.dtype}{list(spec.shape)}"
             )
 
 

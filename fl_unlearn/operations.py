@@ -1,18 +1,20 @@
 """The ledger of updates that were decided: which checkpoints they change, and which clients still wait.
 
-An operation is one transaction. What follows it, renaming files and updating digests, can be repeated, so
-that a crash in between is finished by `OperationLedger.finish` at the next start.
+An operation is one transaction. What follows it, putting files in place and updating digests, can be
+repeated, so that a crash in between is finished by `OperationLedger.finish` at the next start.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from fl_unlearn.lineage import UMIG, Node
-from fl_unlearn.store import CheckpointStore, FileInfo
+from fl_unlearn.lineage import UMIG
+from fl_unlearn.store import CheckpointStore
+from fl_unlearn.tensor_file import FileInfo
 
 OPERATION_TABLES = """
 CREATE TABLE IF NOT EXISTS operation (
@@ -20,7 +22,8 @@ CREATE TABLE IF NOT EXISTS operation (
     done INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS application (
     operation_id INTEGER NOT NULL REFERENCES operation(id), node_id INTEGER NOT NULL REFERENCES node(id),
-    before TEXT NOT NULL, after TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (operation_id, node_id));
+    before TEXT NOT NULL, after TEXT NOT NULL, size INTEGER NOT NULL, segments BLOB NOT NULL,
+    PRIMARY KEY (operation_id, node_id));
 CREATE TABLE IF NOT EXISTS outstanding (
     operation_id INTEGER NOT NULL REFERENCES operation(id), client TEXT NOT NULL,
     PRIMARY KEY (operation_id, client));
@@ -33,12 +36,15 @@ _PENDING = (
     "JOIN checkpoint c ON c.node_id = a.node_id AND c.digest = a.before WHERE o.done = 0"
 )
 
+_WRITERS = 8  # files put in place at a time: mostly waiting for the disk
+
 
 @dataclass(frozen=True)
 class StagedFile:
     """The successor of one checkpoint, written but not yet in place."""
 
-    node: Node
+    name: str
+    node_id: int
     before: FileInfo
     after: FileInfo
 
@@ -93,25 +99,33 @@ class OperationLedger:
             )
             (operation,) = self._execute("SELECT id FROM operation WHERE digest = ?", digest).fetchone()
             for s in staged:
-                row = (operation, s.node.id, s.before.digest, s.after.digest, s.after.size)
-                self._execute("INSERT INTO application VALUES (?, ?, ?, ?, ?)", *row)
+                row = (operation, s.node_id, s.before.digest, s.after.digest, s.after.size, s.after.segments)
+                self._execute("INSERT INTO application VALUES (?, ?, ?, ?, ?, ?)", *row)
             for client in clients:
                 self._execute("INSERT OR IGNORE INTO outstanding VALUES (?, ?)", operation, client)
 
     def finish(self) -> None:
-        """Put in place what was decided and not yet done."""
+        """Put in place what was decided and not yet done.
+
+        Raises:
+            StoreError: If a file cannot be put in place; what is left can be finished later.
+        """
         for (operation,) in self._execute("SELECT id FROM operation WHERE done = 0 ORDER BY id").fetchall():
             rows = self._execute(
-                f"SELECT n.name, a.node_id, a.after, a.size {_PENDING} AND a.operation_id = ?", operation
+                f"SELECT n.name, a.node_id, a.after, a.size, a.segments {_PENDING} AND a.operation_id = ?",
+                operation,
             ).fetchall()
-            for name, *_ in rows:
-                self.checkpoints.promote(name)
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                for _ in pool.map(self.checkpoints.promote, (name for name, *_ in rows)):
+                    pass
             # Before the ledger says so: after a power cut the renames must not be missing.
             self.checkpoints.sync()
             with self.umig.transaction():
-                for _, node_id, after, size in rows:
+                for _, node_id, *after in rows:
                     self._execute(
-                        "UPDATE checkpoint SET digest = ?, size = ? WHERE node_id = ?", after, size, node_id
+                        "UPDATE checkpoint SET digest = ?, size = ?, segments = ? WHERE node_id = ?",
+                        *after,
+                        node_id,
                     )
                 self._execute("UPDATE operation SET done = 1 WHERE id = ?", operation)
 

@@ -1,6 +1,7 @@
 """Everything a federation's run leaves on disk: the lineage, the checkpoints, the updates applied to them.
 
-One folder: ``lineage.sqlite`` (the UMIG and the ledger of checkpoints), ``checkpoints/``, ``updates/``.
+One folder: ``lineage.sqlite`` (the UMIG and the ledger of checkpoints), ``updates/``, and ``checkpoints/``
+unless these are kept at another address.
 A file is written before its row, and a row is never committed for a file that is not there, so that
 opening the folder again can always finish or undo what a crash interrupted.
 """
@@ -16,17 +17,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.files import remove_partial, write_atomically
 from fl_unlearn.lineage import UMIG, Node, NodeKind
 from fl_unlearn.lineage_file import text
+from fl_unlearn.lock import lock_folder
+from fl_unlearn.migrate import migrate_checkpoints
 from fl_unlearn.operations import OPERATION_TABLES, OperationLedger
-from fl_unlearn.store import (
-    Checkpoint,
-    CheckpointStore,
-    FileInfo,
-    KeepPolicy,
-    remove_partial,
-    write_atomically,
-)
+from fl_unlearn.store import CheckpointStore, KeepPolicy
+from fl_unlearn.tensor_file import Checkpoint, FileInfo
 from fl_unlearn.types import (
     CorruptCheckpointError,
     LineageError,
@@ -40,77 +38,88 @@ from fl_unlearn.types import (
     signature_of,
 )
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks of this kind; there, one writer is up to the operator
-    fcntl = None  # type: ignore[assignment]
-
 log = logging.getLogger(__name__)
 
 DATABASE = "lineage.sqlite"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS checkpoint (
-    node_id INTEGER PRIMARY KEY REFERENCES node(id), digest TEXT NOT NULL, size INTEGER NOT NULL);
+    node_id INTEGER PRIMARY KEY REFERENCES node(id), digest TEXT NOT NULL, size INTEGER NOT NULL,
+    segments BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
 """
-
-
-def _lock(folder: Path) -> IO[str]:
-    """Keep other processes from writing here; the system lets go of it when this one ends, however it does.
-
-    Raises:
-        StoreError: If another writer has it.
-    """
-    file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the store is closed)
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            file.close()
-            raise StoreError(
-                f"{folder} is being written by another run; wait until it is over, or open it read-only"
-            ) from e
-    return file
 
 
 class RunStore:
     """A run's folder.
 
     Args:
-        folder: The folder; made when absent, unless ``read_only``.
+        folder: The folder, on a local disk; made when absent, unless ``read_only``.
         keep: Which models are kept as checkpoints from now on.
         read_only: Look, do not touch: no recovery, no writing; works while a run writes.
+        checkpoints: Where the checkpoints are kept, if not in the folder: any address that fsspec
+            understands, such as ``s3://bucket/run``. Remembered; it need be given only once.
+        wait: Seconds to wait for another writer to finish.
 
     Raises:
-        StoreError: If the folder holds something else, or cannot be written.
+        StoreError: If the folder holds something else, or cannot be written, or another process is writing.
     """
 
     def __init__(
-        self, folder: str | Path, *, keep: KeepPolicy | None = None, read_only: bool = False
+        self,
+        folder: str | Path,
+        *,
+        keep: KeepPolicy | None = None,
+        read_only: bool = False,
+        checkpoints: str | None = None,
+        wait: float = 0.0,
     ) -> None:
+        if "://" in str(folder):
+            raise StoreError(
+                f"the ledger of a run is an SQLite file and needs a local disk, got {str(folder)!r}; use "
+                f"RunStore('some/folder', checkpoints={str(folder)!r}) to keep the checkpoints there"
+            )
         self.folder = Path(folder).absolute()
         self.keep = keep or KeepPolicy()
         self._lock: IO[str] | None = None
+        self._written: list[str] = []
         if read_only and not (self.folder / DATABASE).is_file():
             raise StoreError(f"{self.folder} has no {DATABASE}: it is not the store of a run. Check the path")
         if not read_only:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 (self.folder / "updates").mkdir(exist_ok=True)
-                self._lock = _lock(self.folder)
+                self._lock = lock_folder(self.folder, wait)
             except OSError as e:
                 raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
         self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
-        self.checkpoints = CheckpointStore(self.folder / "checkpoints")
-        self.operations = OperationLedger(self.umig, self.checkpoints)
-        self._written: list[str] = []
+        try:
+            self.checkpoints = CheckpointStore(self._address(checkpoints) or self.folder / "checkpoints")
+            self.operations = OperationLedger(self.umig, self.checkpoints)
+            self._prepare(read_only)
+        except BaseException:
+            self.close()
+            raise
+
+    def _address(self, given: str | None) -> str | None:
+        known = self.umig.get_meta("checkpoints")
+        if given is None or given == known:
+            return known
+        if known is not None or len(self.umig):
+            raise StoreError(
+                f"the checkpoints of {self.folder} are at {known or self.folder / 'checkpoints'}, not at "
+                f"{given}; leave out the address, or use another folder for a new run"
+            )
+        self.umig.set_meta("checkpoints", given)
+        return given
+
+    def _prepare(self, read_only: bool) -> None:
         if not read_only:
             with self.umig.transaction():
                 for statement in filter(str.strip, (_TABLES + OPERATION_TABLES).split(";")):
-                    self.umig.connection.execute(statement)
+                    self._execute(statement)
+            migrate_checkpoints(self.umig, self.checkpoints)
             self.recover()
         elif not self._execute("SELECT 1 FROM sqlite_master WHERE name = 'outstanding'").fetchall():
-            self.close()
             raise StoreError(f"{self.folder} holds a lineage, but no run was stored there. Check the path")
 
     def __enter__(self) -> RunStore:
@@ -133,6 +142,8 @@ class RunStore:
         try:
             with self.umig.transaction():
                 yield
+                if self._written and not outer:  # before the rows: a file that is recorded must be there
+                    self.checkpoints.sync()
         except BaseException:
             for name in self._written:
                 with suppress(OSError):  # the first error is the one to report; `recover` removes the file
@@ -185,7 +196,8 @@ class RunStore:
                 metadata=dict(metadata or {}),
             )
             if info:
-                self._execute("INSERT INTO checkpoint VALUES (?, ?, ?)", node.id, info.digest, info.size)
+                row = (node.id, info.digest, info.size, info.segments)
+                self._execute("INSERT INTO checkpoint VALUES (?, ?, ?, ?)", *row)
         return node
 
     def prune(self) -> list[str]:
@@ -210,6 +222,8 @@ class RunStore:
                 excess -= size
         for name in dropped:
             self.checkpoints.delete(name)
+        if dropped:
+            self.checkpoints.sync()
         return dropped
 
     def check_model(self, signature: Signature, *, remember: bool = False) -> None:
@@ -244,23 +258,37 @@ class RunStore:
         return {r[0] for r in self._execute(query)}
 
     def info(self, name: str) -> FileInfo | None:
-        """Digest and size that the ledger has for a model's checkpoint; None when none is kept."""
+        """What the ledger says of a model's checkpoint; None when none is kept."""
         row = self._execute(
-            "SELECT digest, size FROM checkpoint WHERE node_id = ?", self.umig.node(name).id
+            "SELECT digest, size, segments FROM checkpoint WHERE node_id = ?", self.umig.node(name).id
         ).fetchone()
         return FileInfo(*row) if row else None
+
+    def kept_files(self) -> Iterator[tuple[str, int, FileInfo]]:
+        """Name, node id and file of every kept model, oldest first."""
+        query = "SELECT n.name, n.id, c.digest, c.size, c.segments FROM checkpoint c JOIN node n "
+        for name, node_id, *info in self._execute(query + "ON n.id = c.node_id ORDER BY n.id"):
+            yield name, node_id, FileInfo(*info)
 
     def load(self, name: str) -> Checkpoint:
         """Read a checkpoint and check it against the ledger.
 
         Raises:
             CorruptCheckpointError: If it is missing, truncated or altered.
-            StoreError: If the model was recorded without a checkpoint.
+            StoreError: If the model was recorded without a checkpoint, or is being changed right now.
         """
         info = self.info(name)
         if info is None:
             raise StoreError(f"no checkpoint was kept for {name!r}; see the keep policy")
-        checkpoint = self.checkpoints.read(name, info.digest)
+        try:
+            checkpoint = self.checkpoints.read(name, info.digest)
+        except CorruptCheckpointError as e:
+            if name not in self.operations.pending() and self.info(name) == info:
+                raise
+            raise StoreError(
+                f"{name!r} is being changed by an operation that is decided and not finished; try again, or, "
+                "if no run is writing, open the store for writing once: that finishes it"
+            ) from e
         # safetensors sorts its tensors; strategies that keep plain lists rely on the model's own order.
         order = [n for n in self.signature() or {} if n in checkpoint.state]
         return replace(checkpoint, state={n: checkpoint.state[n] for n in (*order, *checkpoint.state)})
@@ -307,8 +335,8 @@ class RunStore:
 
     def recover(self) -> None:
         """Finish committed operations, and remove the files of those that were never committed."""
-        for folder in (self.checkpoints.folder, self.folder / "updates"):
-            remove_partial(folder)
+        remove_partial(self.folder / "updates")
+        self.checkpoints.remove_partial()
         self.operations.finish()
         for name in sorted(self.checkpoints.staged_names()):
             log.warning("undoing an application that was interrupted before it was decided: %s", name)

@@ -1,53 +1,30 @@
-"""Checkpoints on disk: one standard safetensors file a model, named by its node, written atomically."""
+"""Checkpoints: one standard safetensors file a model, named by its node, at any address.
+
+A model's successor is prepared beside it, as a whole file (``.staged``) or as the bytes that change
+(``.redo``), and `CheckpointStore.promote` puts it in place. Promoting can be repeated, so that whatever
+interrupts it can be finished later.
+"""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO
 from urllib.parse import quote, unquote
 
-import safetensors
-import safetensors.torch
-import torch
-
-from fl_unlearn.types import CorruptCheckpointError, SettingsError, StateDict, StoreError, StoreFullError
+from fl_unlearn.files import PARTIAL, Bytes, LocalFiles, open_files, read_exactly
+from fl_unlearn.tensor_file import Checkpoint, FileInfo, decode, encode_parts, info_of, parse
+from fl_unlearn.types import CorruptCheckpointError, SettingsError, StateDict, StoreError
 
 SUFFIX = ".safetensors"
 STAGED = ".staged"
-PARTIAL = ".partial"
-_HEADER = "fl_unlearn"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+REDO = ".redo"
 
-
-@dataclass(frozen=True)
-class FileInfo:
-    """SHA-256 (hexadecimal) and size in bytes of a file as written."""
-
-    digest: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One model as read from disk.
-
-    Attributes:
-        state: Its tensors, on the CPU.
-        applied: Digests of the updates applied to it so far; they travel in the same file as the tensors,
-            so the two can never disagree.
-        info: Digest and size of the file.
-    """
-
-    state: dict[str, torch.Tensor]
-    applied: tuple[str, ...]
-    info: FileInfo
+Runs = list[tuple[int, bytes]]
+"""Bytes to be written into a file: where, and what."""
 
 
 @dataclass(frozen=True)
@@ -79,125 +56,102 @@ class KeepPolicy:
         return kind not in wanted or (wanted[kind] and round_ % self.every == 0)
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        if e.errno in _FULL:
-            raise StoreFullError(
-                f"no room left while writing {path} ({e.strerror}); the file was not changed. "
-                "Free some space or choose a smaller keep policy, then repeat"
-            ) from e
-        raise StoreError(f"cannot write {path}: {e.strerror or e}") from e
-
-
-def write_atomically(path: Path, data: bytes) -> FileInfo:
-    """Write a file so that after a crash it is either absent (or the old one), or whole.
-
-    Raises:
-        StoreFullError: If the disk is full; nothing is left behind.
-        StoreError: If the file cannot be written for another reason.
-    """
-    partial = path.with_name(path.name + PARTIAL)
-    with _disk_errors(path):
-        try:
-            with open(partial, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(partial, path)
-            sync_folder(path.parent)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    return FileInfo(hashlib.sha256(data).hexdigest(), len(data))
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove what a crash left of files that were being written into ``folder``."""
-    for leftover in folder.glob("*" + PARTIAL):
-        leftover.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in ``folder`` durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def encode(state: StateDict, applied: tuple[str, ...] = ()) -> bytes:
-    """A model as the bytes of one safetensors file (tied tensors are written under each name)."""
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
-    # A single metadata key: with several, their order in the file, and so the digest, would be random.
-    header = json.dumps({"applied": list(applied)}, sort_keys=True)
-    return safetensors.torch.save(tensors, metadata={_HEADER: header})
-
-
-def decode(data: bytes, source: str) -> Checkpoint:
-    """Read the bytes of one safetensors file.
-
-    Raises:
-        CorruptCheckpointError: If they are not one; ``source`` names the file in the message.
-    """
-    try:
-        state = safetensors.torch.load(data)
-        head: dict[str, Any] = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        applied = json.loads((head.get("__metadata__") or {}).get(_HEADER, "{}")).get("applied", [])
-        if not isinstance(applied, list) or any(not isinstance(d, str) for d in applied):
-            raise ValueError(f"its list of updates is {applied!r}")
-    except (safetensors.SafetensorError, ValueError, AttributeError, LookupError, RuntimeError) as e:
-        raise CorruptCheckpointError(f"{source} is truncated or not a safetensors file ({e})") from e
-    return Checkpoint(state, tuple(applied), FileInfo(hashlib.sha256(data).hexdigest(), len(data)))
-
-
 class CheckpointStore:
     """A folder of checkpoints.
 
     Args:
-        folder: Where the files are; made when absent.
+        address: Where the files are: a path, or an address that fsspec understands.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-        with _disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, address: str | Path) -> None:
+        self.files = open_files(address)
+
+    @property
+    def address(self) -> str:
+        """Where the files are."""
+        return self.files.address
+
+    @property
+    def folder(self) -> Path:
+        """The local folder; StoreError when the checkpoints are elsewhere."""
+        if not isinstance(self.files, LocalFiles):
+            raise StoreError(f"the checkpoints are at {self.address}, not in a local folder")
+        return self.files.folder
 
     def path(self, name: str) -> Path:
-        """The file of the model ``name``; characters that file systems dislike are percent-encoded."""
-        return self.folder / (quote(name, safe="-_ ") + SUFFIX)
+        """The local file of the model ``name``."""
+        return self.folder / file_name(name)
 
     def write(self, name: str, state: StateDict, applied: tuple[str, ...] = ()) -> FileInfo:
-        """Write a model atomically.
+        """Write a model; its folder is not synced (`sync`).
 
         Raises:
             StoreFullError: If the disk is full; nothing is changed.
             StoreError: If the file cannot be written.
         """
-        return write_atomically(self.path(name), encode(state, applied))
+        return self._write(file_name(name), state, applied)
 
     def stage(self, name: str, state: StateDict, applied: tuple[str, ...]) -> FileInfo:
         """Write a model's successor beside it; `promote` puts it in place, `discard` takes it away."""
-        return write_atomically(self._staged(name), encode(state, applied))
+        return self._write(file_name(name) + STAGED, state, applied)
+
+    def _write(self, file: str, state: StateDict, applied: tuple[str, ...]) -> FileInfo:
+        header, body = encode_parts(state, applied)
+        self.files.write(file, (header, body))
+        layout = parse(header, len(header) + len(body), file)
+        parts = [sha256(body[s.start - len(header) :][: s.size]).digest() for s in layout.segments]
+        return FileInfo.of([sha256(header).digest(), *parts], layout.size)
+
+    def stage_parts(self, name: str, parts: Iterable[Bytes]) -> None:
+        """As `stage`, from a file's bytes as they come."""
+        self.files.write(file_name(name) + STAGED, parts)
+
+    def stage_runs(self, name: str, runs: Runs) -> None:
+        """Prepare a model's successor as the bytes that change; only where ``files.in_place``."""
+        self.files.write(file_name(name) + REDO, (_pack(runs),))
 
     def promote(self, name: str) -> None:
-        """Put the staged successor in place of the model; does nothing when that was done before."""
-        staged = self._staged(name)
-        if staged.exists():
-            with _disk_errors(staged):
-                os.replace(staged, self.path(name))
+        """Put the successor in place of the model; does nothing when that was done before.
+
+        Raises:
+            CorruptCheckpointError: If what was prepared was damaged since.
+        """
+        file = file_name(name)
+        with suppress(FileNotFoundError):
+            if self.files.in_place:
+                with self.files.reader(file + REDO) as f:
+                    runs = _unpack(f, file + REDO)
+                self.files.patch(file, runs)
+                self.files.remove(file + REDO)
+        with suppress(FileNotFoundError):
+            self.files.reader(file + STAGED).close()
+            self.files.replace(file + STAGED, file)
 
     def sync(self) -> None:
-        """Make what `promote` did last through a power cut."""
-        with _disk_errors(self.folder):
-            sync_folder(self.folder)
+        """Make names last through a power cut: of files written, staged, promoted and deleted."""
+        self.files.sync()
 
     def discard(self, name: str) -> None:
-        """Remove the staged successor of a model, if there is one."""
-        self._staged(name).unlink(missing_ok=True)
+        """Remove the prepared successor of a model, if there is one."""
+        for suffix in (STAGED, REDO):
+            self.files.remove(file_name(name) + suffix)
+
+    def reader(self, name: str) -> IO[bytes]:
+        """Open a model's file for reading.
+
+        Raises:
+            CorruptCheckpointError: If it is missing.
+            StoreError: If it cannot be read, or is a link out of the store.
+        """
+        where = self.where(name)
+        try:
+            return self.files.reader(file_name(name))
+        except FileNotFoundError as e:
+            raise CorruptCheckpointError(
+                f"the checkpoint {where} is missing; restore it from a backup"
+            ) from e
+        except OSError as e:
+            raise StoreError(f"cannot read {where}: {e.strerror or e}; it must be a regular file") from e
 
     def read(self, name: str, digest: str | None = None) -> Checkpoint:
         """Read a model, and check its digest when one is given.
@@ -205,34 +159,74 @@ class CheckpointStore:
         Raises:
             CorruptCheckpointError: If the file is missing, truncated, or does not have that digest.
         """
-        path = self.path(name)
+        where = self.where(name)
+        with self.reader(name) as f:
+            size = f.seek(0, 2)
+            f.seek(0)
+            data = read_exactly(f, size)
         try:
-            data = path.read_bytes()
-        except FileNotFoundError as e:
-            raise CorruptCheckpointError(f"the checkpoint {path} is missing; restore it from a backup") from e
-        except OSError as e:
-            raise StoreError(f"cannot read {path}: {e.strerror or e}") from e
-        found = hashlib.sha256(data).hexdigest()
+            found = info_of(parse(data, len(data), where), data).digest
+        except CorruptCheckpointError as e:
+            if digest is None:
+                raise
+            raise changed(where, None, digest) from e
         if digest is not None and found != digest:
-            raise CorruptCheckpointError(
-                f"the checkpoint {path} was truncated or changed from outside: its SHA-256 is {found[:12]}, "
-                f"the ledger says {digest[:12]}. Restore it from a backup, or remove it with its ledger entry"
-            )
-        return decode(data, str(path))
+            raise changed(where, found, digest)
+        return decode(data, where)
 
     def delete(self, name: str) -> None:
         """Remove a model's file, if there is one."""
-        self.path(name).unlink(missing_ok=True)
+        self.files.remove(file_name(name))
 
     def names(self) -> set[str]:
         """Names of the models that have a file."""
-        return {unquote(p.name.removesuffix(SUFFIX)) for p in self.folder.glob("*" + SUFFIX)}
+        return self._ending(SUFFIX)
 
     def staged_names(self) -> set[str]:
-        """Names of the models that have a staged successor."""
-        end = SUFFIX + STAGED
-        return {unquote(p.name.removesuffix(end)) for p in self.folder.glob("*" + end)}
+        """Names of the models that have a prepared successor."""
+        return self._ending(SUFFIX + STAGED) | self._ending(SUFFIX + REDO)
 
-    def _staged(self, name: str) -> Path:
-        path = self.path(name)
-        return path.with_name(path.name + STAGED)
+    def remove_partial(self) -> None:
+        """Remove what earlier versions left of files that were being written."""
+        for name in self.files.names():
+            if name.endswith(PARTIAL):
+                self.files.remove(name)
+
+    def where(self, name: str) -> str:
+        """A model's file, for messages."""
+        return f"{self.address}/{file_name(name)}"
+
+    def _ending(self, end: str) -> set[str]:
+        return {unquote(n.removesuffix(end)) for n in self.files.names() if n.endswith(end)}
+
+
+def file_name(name: str) -> str:
+    """The file of the model ``name``; characters that file systems dislike are percent-encoded."""
+    return quote(name, safe="-_ ") + SUFFIX
+
+
+def changed(where: str, found: str | None, expected: str) -> CorruptCheckpointError:
+    """The error for a checkpoint that is not what the ledger says; ``found`` None: no safetensors file."""
+    what = f"its digest is {found[:12]}" if found else "it is no safetensors file"
+    return CorruptCheckpointError(
+        f"the checkpoint {where} was truncated or changed from outside: {what}, the ledger says "
+        f"{expected[:12]}. Restore it from a backup, or remove it with its ledger entry"
+    )
+
+
+def _pack(runs: Runs) -> bytes:
+    """SHA-256 of the rest, then for each run its offset, its length and its bytes."""
+    body = b"".join(o.to_bytes(8, "little") + len(d).to_bytes(8, "little") + d for o, d in runs)
+    return sha256(body).digest() + body
+
+
+def _unpack(file: IO[bytes], where: str) -> Runs:
+    data = memoryview(file.read())
+    if sha256(data[32:]).digest() != bytes(data[:32]):
+        raise CorruptCheckpointError(f"{where} was damaged; restore the folder from a backup")
+    runs, at = [], 32
+    while at < len(data):
+        offset, size = (int.from_bytes(data[i : i + 8], "little") for i in (at, at + 8))
+        runs.append((offset, bytes(data[at + 16 : at + 16 + size])))
+        at += 16 + size
+    return runs

@@ -22,6 +22,9 @@ FISHER_KINDS: tuple[str, ...] = get_args(FisherKind)
 ReferenceMode = Literal["shared", "per-model"]
 REFERENCE_MODES: tuple[str, ...] = get_args(ReferenceMode)
 
+Executor = Literal["threads", "ray"]
+EXECUTORS: tuple[str, ...] = get_args(Executor)
+
 REST = -1
 """The group under which a client pools every sample that a request does not name."""
 

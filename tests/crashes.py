@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sqlite3
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from fl_unlearn import lineage_file
-from fl_unlearn import store as store_module
 
 Step = Callable[..., None]
 
@@ -52,10 +49,9 @@ def _instrument(at: int) -> Callable[[], None]:
                 os.kill(os.getpid(), signal.SIGKILL)
             left[0] -= 1
 
-    os.replace = _before(step, os.replace)  # type: ignore[assignment]
-    os.fsync = _before(step, os.fsync)
-    Path.unlink = _before(step, Path.unlink)  # type: ignore[assignment, method-assign]
-    store_module.open = lambda path, mode: _Torn(path, step)  # type: ignore[attr-defined]
+    for call in ("replace", "fsync", "fdatasync", "unlink"):
+        setattr(os, call, _before(step, getattr(os, call)))
+    os.write, os.pwrite = _torn(step, os.write), _torn(step, os.pwrite)  # type: ignore[assignment]
     connect = lineage_file._connect
 
     def traced(path: str, read_only: bool) -> sqlite3.Connection:
@@ -75,16 +71,13 @@ def _before(step: Step, call: Callable[..., Any]) -> Callable[..., Any]:
     return stepped
 
 
-class _Torn(io.BufferedWriter):
-    """A file that is on the disk half before it is there whole."""
+def _torn(step: Step, call: Callable[..., int]) -> Callable[..., int]:
+    """Half of what is written is on the disk before the rest is."""
 
-    def __init__(self, path: Path, step: Step) -> None:
-        super().__init__(io.FileIO(path, "wb"))
-        self.step = step
-
-    def write(self, data: Any) -> int:
+    def torn(fd: int, data: Any, *offset: int) -> int:
         middle = len(data) // 2
-        super().write(data[:middle])
-        self.flush()
-        self.step()
-        return middle + super().write(data[middle:])
+        call(fd, data[:middle], *offset)
+        step()
+        return middle + call(fd, data[middle:], *(o + middle for o in offset))
+
+    return torn

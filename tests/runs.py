@@ -24,14 +24,16 @@ def state(seed: int) -> State:
         "a.bias": torch.randn(3, generator=g),
         "steps": torch.tensor(seed),
         "half": torch.randn(5, generator=g).half(),
+        "body": torch.randn(3000, generator=g),
     }
 
 
-def update(seed: int = 0, threshold: float = 0.5) -> DampeningUpdate:
+def update(seed: int = 0, threshold: float = 0.5, wide: bool = False) -> DampeningUpdate:
+    """Small enough to be made in place, or ``wide``: so much that files are rewritten."""
     g = torch.Generator().manual_seed(1000 + seed)
-    own = state(0)
-    forget = {n: torch.rand(own[n].shape, generator=g) + 0.1 for n in ("z.weight", "half")}
-    reference = {n: torch.rand(own[n].shape, generator=g) for n in ("z.weight", "half")}
+    own, names = state(0), ("z.weight", "half", *(("body",) if wide else ()))
+    forget = {n: torch.rand(own[n].shape, generator=g) + 0.1 for n in names}
+    reference = {n: torch.rand(own[n].shape, generator=g) for n in names}
     return build_update(forget, reference, threshold=threshold, dampening=0.5, signature=signature_of(own))
 
 
@@ -75,5 +77,5 @@ def assert_sound(store: RunStore) -> None:
         found = store.load(name).info
         assert found == store.info(name)
         assert found.size == store.checkpoints.path(name).stat().st_size
-    assert not [*store.folder.rglob("*.staged"), *store.folder.rglob("*.partial")]
+    assert not [p for end in ("staged", "redo", "partial") for p in store.folder.rglob(f"*.{end}")]
     assert store.operations.pending() == set()

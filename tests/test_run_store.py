@@ -11,7 +11,7 @@ import pytest
 import runs
 import torch
 
-from fl_unlearn import store as store_module
+from fl_unlearn import files as files_module
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.run_store import DATABASE, RunStore
 from fl_unlearn.store import KeepPolicy
@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_neither_node_nor_file(tmp_path: Path, monkeypatch: p
         with monkeypatch.context() as m:
             full = OSError(28, "No space left on device")
             # The last thing that can fail: the file has its name by then.
-            m.setattr(store_module, "sync_folder", lambda folder: (_ for _ in ()).throw(full))
+            m.setattr(files_module, "sync_folder", lambda folder: (_ for _ in ()).throw(full))
             with pytest.raises(StoreFullError):
                 runs.write_round(store, 2)
         assert len(store.umig) == 4
@@ -131,8 +131,8 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_tensors_come_back_in_the_models_order(tmp_path: Path) -> None:
     runs.filled(tmp_path, rounds=1).close()
     with RunStore(tmp_path) as store:
-        assert list(store.load("g1").state) == ["z.weight", "a.bias", "steps", "half"]
-        assert list(store.checkpoints.read("g1").state) != ["z.weight", "a.bias", "steps", "half"]
+        assert list(store.load("g1").state) == ["z.weight", "a.bias", "steps", "half", "body"]
+        assert list(store.checkpoints.read("g1").state) != ["z.weight", "a.bias", "steps", "half", "body"]
 
 
 def test_who_is_who(tmp_path: Path) -> None:

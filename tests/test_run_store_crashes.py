@@ -15,12 +15,12 @@ import runs
 from crashes import killed_at
 
 from fl_unlearn import apply
-from fl_unlearn.dampen import apply_update
+from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.operations import OperationLedger
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
 
-UPDATE = runs.update()
+NARROW, WIDE = runs.update(), runs.update(wide=True)
 Arm = Callable[[], None]
 
 
@@ -65,12 +65,18 @@ def test_killed_while_a_round_is_written(tmp_path: Path) -> None:
     assert kill_everywhere(tmp_path / "template", work, check) > 20
 
 
+@pytest.fixture(params=[NARROW, WIDE], ids=["in place", "rewritten"])
+def update(request: pytest.FixtureRequest) -> DampeningUpdate:
+    chosen: DampeningUpdate = request.param
+    return chosen
+
+
 @pytest.fixture
-def before_and_after(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is kept in ``template``, and what is to be after `UPDATE` was applied to all but the initial."""
+def before_and_after(tmp_path: Path, update: DampeningUpdate) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is kept in ``template``, and what is to be after `update` was applied to all but the initial."""
     with runs.filled(tmp_path / "template", rounds=1) as store:
         before = runs.contents(store)
-    after = {n: ((UPDATE.digest,), apply_update(s, UPDATE)) for n, (_, s) in before.items()}
+    after = {n: ((update.digest,), apply_update(s, update)) for n, (_, s) in before.items()}
     return before, {**after, "g0": before["g0"]}
 
 
@@ -81,18 +87,20 @@ def assert_contents(store: RunStore, expected: dict[str, Any]) -> None:
         runs.assert_same(got[name][1], state)
 
 
-def apply_everywhere(store: RunStore) -> None:
-    updates = dict.fromkeys(sorted(store.kept() - {"g0"}), UPDATE)
-    apply.stage(store, updates, UPDATE, workers=1).commit({"classes": [3]}, ["0", "1"])
+def apply_everywhere(store: RunStore, update: DampeningUpdate) -> None:
+    updates = dict.fromkeys(sorted(store.kept() - {"g0"}), update)
+    apply.stage(store, updates, update, workers=1).commit({"classes": [3]}, ["0", "1"])
 
 
-def test_killed_while_an_update_is_applied(before_and_after: Any, tmp_path: Path) -> None:
+def test_killed_while_an_update_is_applied(
+    before_and_after: Any, update: DampeningUpdate, tmp_path: Path
+) -> None:
     before, after = before_and_after
 
     def work(folder: Path, arm: Arm) -> None:
         with RunStore(folder) as store:
             arm()
-            apply_everywhere(store)
+            apply_everywhere(store, update)
 
     def check(folder: Path) -> bool:
         with RunStore(folder) as store:
@@ -100,23 +108,23 @@ def test_killed_while_an_update_is_applied(before_and_after: Any, tmp_path: Path
             done = bool(store.operations.all())
             assert_contents(store, after if done else before)
             assert set(store.operations.outstanding()) == ({"0", "1"} if done else set())
-            apply_everywhere(store)
+            apply_everywhere(store, update)
             runs.assert_sound(store)
             assert_contents(store, after)
-            assert [o.digest for o in store.operations.all()] == [UPDATE.digest]
-            assert store.update(UPDATE.digest).digest == UPDATE.digest
+            assert [o.digest for o in store.operations.all()] == [update.digest]
+            assert store.update(update.digest).digest == update.digest
             return done
 
     assert kill_everywhere(tmp_path / "template", work, check) > 20
 
 
 def test_killed_while_recovering(
-    before_and_after: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before_and_after: Any, update: DampeningUpdate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = tmp_path / "template"
     with RunStore(template) as store, monkeypatch.context() as m:
         m.setattr(OperationLedger, "finish", lambda self: None)
-        apply_everywhere(store)
+        apply_everywhere(store, update)
         assert store.operations.pending() == store.kept() - {"g0"} == store.checkpoints.staged_names()
         store.checkpoints.promote("r1-1")  # as if it had come so far
         store.checkpoints.stage("g0", runs.state(1), ())  # never decided
@@ -154,47 +162,58 @@ def test_killed_while_pruning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reopen", [False, True])
-@pytest.mark.parametrize("renamed", [0, 1, 2])
+@pytest.mark.parametrize("done", [0, 1, 2])
 def test_a_disk_that_fails_after_the_decision(
-    renamed: int, reopen: bool, before_and_after: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: int,
+    reopen: bool,
+    before_and_after: Any,
+    update: DampeningUpdate,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Decided is decided: what could not be renamed is not taken away, and is put in place later."""
+    """Decided is decided: what could not be put in place is not taken away, and is put in place later."""
     store = RunStore(tmp_path / "template")
     names = sorted(store.kept() - {"g0"})
-    staged = apply.stage(store, dict.fromkeys(names, UPDATE), UPDATE)
-    replace, calls = os.replace, itertools.count()
+    staged = apply.stage(store, dict.fromkeys(names, update), update)
+    step = "replace" if update is WIDE else "fdatasync"
+    real, calls = getattr(os, step), itertools.count()
 
-    def failing(source: Any, target: Any) -> None:
-        if next(calls) >= renamed:
+    def failing(*args: Any) -> None:
+        if next(calls) >= done:
             raise OSError(errno.EIO, "Input/output error")
-        replace(source, target)
+        real(*args)
 
     with monkeypatch.context() as m:
-        m.setattr(os, "replace", failing)
+        m.setattr(os, step, failing)
         staged.commit({}, ["0"])
         staged.rollback()
     assert store.operations.pending() == set(names)
-    assert len(store.checkpoints.staged_names()) == len(names) - renamed
+    assert len(store.checkpoints.staged_names()) == len(names) - done
     if reopen:
         store.close()
         store = RunStore(tmp_path / "template")
     else:
-        apply_everywhere(store)
+        apply_everywhere(store, update)
     with store:
         runs.assert_sound(store)
         assert_contents(store, before_and_after[1])
 
 
-def test_renames_are_on_the_disk_before_the_ledger_says_so(
-    before_and_after: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_are_on_the_disk_before_the_ledger_says_so(
+    before_and_after: Any, update: DampeningUpdate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunStore(tmp_path / "template") as store:
         events: list[str] = []
-        replace, fsync = os.replace, os.fsync
-        monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
-        monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
+        for call in ("write", "pwrite", "replace", "fsync", "fdatasync"):
+            real = getattr(os, call)
+            monkeypatch.setattr(os, call, lambda *a, c=call, r=real: (events.append(c), r(*a))[1])
         store.umig.connection.set_trace_callback(lambda sql: events.append(sql))
-        apply_everywhere(store)
-    told = next(i for i, e in enumerate(events) if e.startswith("UPDATE checkpoint"))
-    last = max(i for i, e in enumerate(events[:told]) if e == "rename")
-    assert "sync" in events[last:told]
+        apply_everywhere(store, update)
+
+    def last(*calls: str, before: str) -> int:
+        told = next(i for i, e in enumerate(events) if e.startswith(before))
+        return max(i for i, e in enumerate(events[:told]) if e in calls)
+
+    for before in ("INSERT INTO operation", "UPDATE checkpoint"):
+        assert last("fsync", "fdatasync", before=before) > last("write", "pwrite", "replace", before=before)
+    assert ("pwrite" in events) is (update is NARROW)

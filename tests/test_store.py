@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -18,96 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_unlearn import store as store_module
-from fl_unlearn.store import (
-    Checkpoint,
-    CheckpointStore,
-    KeepPolicy,
-    decode,
-    encode,
-    write_atomically,
-)
-from fl_unlearn.types import CorruptCheckpointError, SettingsError, StoreError, StoreFullError
+from fl_unlearn.store import CheckpointStore, KeepPolicy
+from fl_unlearn.tensor_file import Checkpoint, decode, encode
+from fl_unlearn.types import CorruptCheckpointError, SettingsError, StoreError
 
 APPLIED = ("0" * 64, "f" * 64)
 
 
 def entries(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-# --------------------------------------------------------------------------- atomic writing
-def failing_write(error: BaseException) -> Any:
-    class File:
-        def __init__(self, path: Path, mode: str) -> None:
-            self.file = open(path, mode)  # noqa: SIM115
-
-        def __enter__(self) -> File:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def write(self, data: bytes) -> None:
-            self.file.write(data[: len(data) // 2])
-            raise error
-
-    return File
-
-
-@pytest.mark.parametrize("step", ["open", "write", "fsync", "replace"])
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), StoreFullError),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), StoreFullError),
-        (OSError(errno.EFBIG, "File too large"), StoreFullError),
-        (PermissionError(errno.EACCES, "Permission denied"), StoreError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-    ],
-    ids=["full", "quota", "too large", "denied", "interrupted"],
-)
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_a_failing_write_leaves_the_old_file_whole(
-    old: bytes | None,
-    error: BaseException,
-    raised: type[BaseException],
-    step: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "file"
-    if old is not None:
-        path.write_bytes(old)
-    before = entries(tmp_path)
-
-    def fail(*_: Any) -> None:
-        raise error
-
-    with monkeypatch.context() as m:
-        if step in ("open", "write"):
-            replacement = fail if step == "open" else failing_write(error)
-            m.setattr(store_module, "open", replacement, raising=False)
-        else:
-            m.setattr(os, step, fail)
-        with pytest.raises(raised) as caught:
-            write_atomically(path, b"new and longer")
-    assert type(caught.value) is raised
-    assert entries(tmp_path) == before
-    if raised is not KeyboardInterrupt:
-        assert str(path) in str(caught.value)
-    info = write_atomically(path, b"new and longer")
-    assert entries(tmp_path) == {"file": b"new and longer"}
-    assert (info.digest, info.size) == (hashlib.sha256(b"new and longer").hexdigest(), 14)
-
-
-def test_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    replace, fsync = os.replace, os.fsync
-    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
-    write_atomically(tmp_path / "file", b"data")
-    assert events == ["sync", "rename", "sync"]
 
 
 def test_stage_promote_discard(tmp_path: Path) -> None:
@@ -134,12 +52,22 @@ def test_stage_promote_discard(tmp_path: Path) -> None:
 def test_unreadable_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot write .*file"):
-        CheckpointStore(tmp_path / "file")
+        CheckpointStore(tmp_path / "file").write("m", runs.state(1))
+    with pytest.raises(StoreError, match=r"cannot read .*Not a directory"):
+        CheckpointStore(tmp_path / "file").names()
     store = CheckpointStore(tmp_path / "store")
-    store.path("folder").mkdir()
-    with pytest.raises(StoreError, match=r"cannot read .*Is a directory") as caught:
-        store.read("folder")
-    assert not isinstance(caught.value, CorruptCheckpointError)
+    assert store.names() == set()
+    store.path("folder").mkdir(parents=True)
+    os.mkfifo(store.path("pipe"))
+    (tmp_path / "outside").write_bytes(encode(runs.state(1)))
+    store.path("link").symlink_to(tmp_path / "outside")
+    for name in ("folder", "pipe", "link"):
+        with pytest.raises(StoreError, match=r"cannot read .*must be a regular file") as caught:
+            store.read(name)
+        assert not isinstance(caught.value, CorruptCheckpointError)
+    with pytest.raises(StoreError, match="symbolic link"):
+        store.write("link", runs.state(2))
+    assert (tmp_path / "outside").read_bytes() == encode(runs.state(1))
 
 
 # --------------------------------------------------------------------------- names
@@ -227,7 +155,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
         assert encode(odd_state(), APPLIED) == data
     assert encode(odd_state(), APPLIED[:1]) != data
     script = (
-        "import hashlib, test_store as t; from fl_unlearn.store import encode;"
+        "import hashlib, test_store as t; from fl_unlearn.tensor_file import encode;"
         "print(hashlib.sha256(encode(t.odd_state(), t.APPLIED)).hexdigest())"
     )
     here = Path(__file__).parent
@@ -245,7 +173,7 @@ DATA = encode(odd_state(), APPLIED)
 @pytest.mark.parametrize("known", [False, True])
 def test_truncation_anywhere_is_seen(known: bool, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    digest = hashlib.sha256(DATA).hexdigest() if known else None
+    digest = decode(DATA, "whole").info.digest if known else None
     for size in [*range(0, len(DATA), 37), len(DATA) - 1]:
         store.path("m").write_bytes(DATA[:size])
         with pytest.raises(CorruptCheckpointError, match=r"m.safetensors .*truncated"):

@@ -22,9 +22,10 @@ from torch import nn
 
 from fl_unlearn.batches import sample
 from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher import find_head, fisher_diagonal
 from fl_unlearn.flower import records
-from fl_unlearn.store import decode, encode, write_atomically
+from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
     FisherError,
     ModelMismatchError,
@@ -194,7 +195,9 @@ class Responder:
             before = after = checkpoint.info.digest
             if update.digest not in checkpoint.applied:
                 state = apply_update(checkpoint.state, update)
-                after = write_atomically(path, encode(state, (*checkpoint.applied, update.digest))).digest
+                data = encode(state, (*checkpoint.applied, update.digest))
+                write_atomically(path, data)
+                after = decode(data, str(path)).info.digest
             yield {"copy": str(path), "before": before, "after": after, "status": "applied"}
 
     def _load(self, arrays: ArrayRecord, context: Context) -> tuple[nn.Module, dict[str, str]]:

@@ -176,7 +176,7 @@ class _Session:
         staged = stage(self.store, updates, r.update)
         clients = {*self.store.clients().values(), *self.panel.clients()}
         staged.commit(self._record(chosen), sorted(clients))
-        r.committed, r.applied = True, tuple(f.node.name for f in staged.files)
+        r.committed, r.applied = True, tuple(f.name for f in staged.files)
         r.state = apply_update(self.state, r.update)
         r.message = self._describe(chosen, r.update.selected)
         self._tell_and_verify(staged.digest, r.update)

@@ -1,0 +1,165 @@
+"""Files: written whole or not at all, patched in place, read back the same at any address."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_unlearn.files import Files, LocalFiles, RemoteFiles, open_files, read_exactly, write_atomically
+from fl_unlearn.types import StoreError, StoreFullError
+
+
+def entries(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("step", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), StoreFullError),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), StoreFullError),
+        (OSError(errno.EFBIG, "File too large"), StoreFullError),
+        (PermissionError(errno.EACCES, "Permission denied"), StoreError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=["full", "quota", "too large", "denied", "interrupted"],
+)
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_a_failing_write_leaves_the_old_file_whole(
+    old: bytes | None,
+    error: BaseException,
+    raised: type[BaseException],
+    step: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    before, write = entries(tmp_path), os.write
+
+    def fail(*args: Any) -> None:
+        if step == "write":
+            write(args[0], args[1][: len(args[1]) // 2])
+        raise error
+
+    with monkeypatch.context() as m:
+        m.setattr(os, step, fail)
+        with pytest.raises(raised) as caught:
+            write_atomically(path, b"new and longer")
+    assert type(caught.value) is raised
+    assert entries(tmp_path) == before
+    if raised is not KeyboardInterrupt:
+        assert str(path) in str(caught.value)
+    write_atomically(path, b"new and longer")
+    assert entries(tmp_path) == {"file": b"new and longer"}
+
+
+def test_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
+    write_atomically(tmp_path / "file", b"data")
+    assert events == ["sync", "rename", "sync"]
+
+
+# --------------------------------------------------------------------------- any address
+@pytest.fixture(params=["path", "file://", "memory://"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Files]:
+    if request.param == "memory://":
+        address = f"memory://{uuid.uuid4().hex}/deep er/run"
+        yield open_files(address)
+        fsspec.filesystem("memory").store.clear()
+    elif request.param == "file://":
+        yield open_files(f"file://{tmp_path}/deep er/run")
+    else:
+        yield open_files(tmp_path / "deep er" / "run")
+
+
+def content(files: Files, name: str) -> bytes:
+    with files.reader(name) as f:
+        return bytes(read_exactly(f, 1000))
+
+
+def test_write_read_replace_remove(files: Files) -> None:
+    assert files.names() == []
+    files.remove("absent")
+    with pytest.raises(FileNotFoundError):
+        files.reader("absent")
+    files.write("b", (b"12", memoryview(b"345"), bytearray(b"")))
+    files.write("a %", iter([b"x"]))
+    files.write("a %", [b"y"])
+    assert files.names() == ["a %", "b"]
+    assert content(files, "b") == b"12345"
+    assert content(files, "a %") == b"y"
+    with files.reader("b") as f:
+        assert f.seek(0, 2) == 5
+        f.seek(1)
+        assert read_exactly(f, 2) == b"23"
+        assert read_exactly(f, 9) == b"45"
+    files.replace("a %", "b")
+    files.sync()
+    assert (files.names(), content(files, "b")) == (["b"], b"y")
+    files.remove("b")
+    assert files.names() == []
+
+
+def test_patching(files: Files) -> None:
+    files.write("a", [b"0123456789"])
+    if not files.in_place:
+        with pytest.raises(StoreError, match="rewritten instead"):
+            files.patch("a", [(0, b"x")])
+        return
+    files.patch("a", [(0, b"x"), (8, b"yz")])
+    assert content(files, "a") == b"x1234567yz"
+    with pytest.raises(StoreError, match="cannot write"):
+        files.patch("absent", [(0, b"x")])
+    assert files.names() == ["a"]
+
+
+@given(
+    data=st.binary(min_size=1, max_size=60),
+    runs=st.lists(st.tuples(st.integers(0, 59), st.binary(max_size=9)), max_size=5),
+)
+@settings(max_examples=60, deadline=None)
+def test_patching_is_writing_bytes(
+    data: bytes, runs: list[tuple[int, bytes]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    files, expected = LocalFiles(tmp_path_factory.mktemp("f")), bytearray(data)
+    runs = [(at, new) for at, new in runs if at + len(new) <= len(data)]
+    for at, new in runs:
+        expected[at : at + len(new)] = new
+    files.write("a", [data])
+    files.patch("a", runs)
+    assert content(files, "a") == bytes(expected)
+
+
+@pytest.mark.parametrize("address", ["nothing-serves-this://x", "bogus+zip://a::b://c"])
+def test_addresses_that_nothing_serves(address: str) -> None:
+    with pytest.raises(StoreError, match="cannot use the address"):
+        open_files(address)
+
+
+def test_errors_of_other_systems_are_named() -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError("no answer")
+
+    files = RemoteFiles("far://away", Broken(), "away")
+    for call in (files.names, lambda: files.write("a", [b""]), lambda: files.reader("a")):
+        with pytest.raises(StoreError, match=r"far://away: RuntimeError: no answer"):
+            call()
+    for call in (lambda: files.replace("a", "b"), lambda: files.remove("a")):
+        with pytest.raises(StoreError, match="no answer"):
+            call()
