@@ -17,7 +17,8 @@ from fl_unlearn.dampen import apply_update
 from fl_unlearn.flower import UnlearningStrategy, attach, forget, unlearning_mod
 from fl_unlearn.lineage import NodeKind
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.store import KeepPolicy, encode
+from fl_unlearn.store import KeepPolicy
+from fl_unlearn.tensor_file import encode
 from fl_unlearn.types import ForgetRequest, UnlearnSettings
 
 THREE = ForgetRequest((3,), reason="test")
@@ -283,7 +284,7 @@ def test_copies_that_clients_keep_are_dampened_once_with_receipts(tmp_path: Path
     (copies / "2-best.safetensors").write_bytes(encode(state))
     grid.contexts[101].state["kept"] = ArrayRecord(state)
     outcome = strategy.forget(grid, THREE, result.arrays)
-    from fl_unlearn.store import decode
+    from fl_unlearn.tensor_file import decode
 
     in_file = decode((copies / "2-best.safetensors").read_bytes(), "copy")
     in_state = grid.contexts[101].state["kept"].to_torch_state_dict()
