@@ -85,45 +85,44 @@ class _Work:
             self.layout: Layout = read_layout(file, self.where)
         except CorruptCheckpointError as e:
             raise changed(self.where, None, job.before.digest) from e
-        self.digests = [job.before.segments[i : i + 32] for i in range(0, len(job.before.segments), 32)]
-        self._check(0, self.layout.header)
-        self.header = self.layout.header_with((*self.layout.applied, update.digest))
+        segments = job.before.segments
+        self.digests = [segments[i : i + 32] for i in range(0, len(segments), 32)]
+        self._check(0, sha256(self.layout.header).digest())
         check_fits(update, _signature(self.layout.segments))
+        self.header = self.layout.header_with((*self.layout.applied, update.digest))
+        self.after = [sha256(self.header).digest(), *self.digests[1:]]
 
     def prepare(self) -> Prepared:
         runs = self._runs_in_place()
         if runs is None:
             self.store.stage_parts(self.job.name, self._copy())
-            after = FileInfo.of(self.digests, self.layout.size - len(self.layout.header) + len(self.header))
+            after = FileInfo.of(self.after, self.layout.size - len(self.layout.header) + len(self.header))
             return Prepared(self.job, after, after.size)
         self.store.stage_runs(self.job.name, runs)
         written = sum(len(data) + 16 for _, data in runs) + 32
-        return Prepared(self.job, FileInfo.of(self.digests, self.layout.size), written, in_place=True)
+        return Prepared(self.job, FileInfo.of(self.after, self.layout.size), written, in_place=True)
 
     def _runs_in_place(self) -> Runs | None:
         """The bytes that change; None when the file had better be copied."""
         if not self.store.files.in_place or len(self.header) != len(self.layout.header):
             return None
-        limit, digests = SHARE_IN_PLACE * self.layout.size, list(self.digests)
-        runs: Runs = [(0, self.header)]
-        for number, segment in enumerate(self.layout.segments, start=1):
-            if (entry := self.update.entries.get(segment.name)) is not None:
-                # Cheap first: where even the selected elements alone are too many, nothing is read.
-                limit -= entry.indices.numel() * _item(segment)
-                if limit < 0:
-                    return None
-                data = self._changed(number, segment, entry)
-                for start, end in _spans(entry, segment):
-                    runs.append((segment.start + start, bytes(data[start:end])))
-        if sum(len(data) for _, data in runs) > SHARE_IN_PLACE * self.layout.size:
-            self.digests = digests
+        limit = SHARE_IN_PLACE * self.layout.size - len(self.header)
+        touched = [
+            (number, segment, self.update.entries[segment.name])
+            for number, segment in enumerate(self.layout.segments, start=1)
+            if segment.name in self.update.entries
+        ]
+        spans = [_spans(entry, segment) for _, segment, entry in touched]
+        if sum(end - start for some in spans for start, end in some) > limit:
             return None
-        self.digests[0] = sha256(self.header).digest()
+        runs: Runs = [(0, self.header)]
+        for (number, segment, entry), some in zip(touched, spans, strict=True):
+            data = self._changed(number, segment, entry)
+            runs += [(segment.start + start, bytes(data[start:end])) for start, end in some]
         return runs
 
     def _copy(self) -> Iterator[Bytes]:
         """The successor's bytes, from the first to the last."""
-        self.digests[0] = sha256(self.header).digest()
         yield self.header
         for number, segment in enumerate(self.layout.segments, start=1):
             if (entry := self.update.entries.get(segment.name)) is not None:
@@ -135,21 +134,18 @@ class _Work:
                 piece = read_exactly(self.file, min(_PIECE, segment.size - at))
                 sha.update(piece)
                 yield piece
-            self._check_digest(number, sha.digest())
+            self._check(number, sha.digest())
 
     def _changed(self, number: int, segment: Segment, entry: Entry) -> bytearray:
         """A tensor's bytes after the update; checked before."""
         self.file.seek(segment.start)
         data = read_exactly(self.file, segment.size)
-        self._check(number, data)
+        self._check(number, sha256(data).digest())
         dampen_flat(torch.frombuffer(data, dtype=segment.dtype or torch.uint8), entry)
-        self.digests[number] = sha256(data).digest()
+        self.after[number] = sha256(data).digest()
         return data
 
-    def _check(self, number: int, data: Bytes) -> None:
-        self._check_digest(number, sha256(data).digest())
-
-    def _check_digest(self, number: int, digest: bytes) -> None:
+    def _check(self, number: int, digest: bytes) -> None:
         if digest != self.digests[number]:
             what = "header" if number == 0 else f"tensor {self.layout.segments[number - 1].name!r}"
             raise changed(f"{self.where} ({what})", digest.hex(), self.digests[number].hex())
