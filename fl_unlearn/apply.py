@@ -102,7 +102,8 @@ def stage(
         updates: Model name to the update it gets (the same one for all, unless references are per model).
             Models without a checkpoint are passed over.
         client_update: The update that clients apply to their copies; kept with the others.
-        workers: How many checkpoints at a time; default one per core (of the cluster, with Ray).
+        workers: How many checkpoints at a time; default two per core, since one may be waiting for
+            the disk; with Ray, one per core of the cluster.
         executor: ``"threads"`` of this process, or ``"ray"``: tasks of a Ray cluster whose machines all see
             the checkpoints' address.
         progress: Told about each finished checkpoint; default: log lines.
@@ -150,7 +151,7 @@ def _run(
 
         yield from run_on_ray(checkpoints, tasks, workers)
         return
-    with ThreadPoolExecutor(workers or usable_cores()) as pool:
+    with ThreadPoolExecutor(workers or 2 * usable_cores()) as pool:
         futures = [pool.submit(prepare, checkpoints, job, update) for job, update in tasks]
         try:
             for future in as_completed(futures):

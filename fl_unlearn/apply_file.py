@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fl_unlearn.dampen import DampeningUpdate, Entry, check_fits, dampen_flat
-from fl_unlearn.files import Bytes, read_exactly
+from fl_unlearn.files import Bytes, read_into
 from fl_unlearn.store import CheckpointStore, Runs, changed
 from fl_unlearn.tensor_file import FileInfo, Layout, Segment, read_layout
 from fl_unlearn.types import CorruptCheckpointError, TensorSpec, dtype_name
@@ -80,7 +80,7 @@ def prepare(store: CheckpointStore, job: Job, update: DampeningUpdate) -> Prepar
 class _Work:
     def __init__(self, store: CheckpointStore, job: Job, update: DampeningUpdate, file: IO[bytes]) -> None:
         self.store, self.job, self.update, self.file = store, job, update, file
-        self.where = store.where(job.name)
+        self.where, self.buffer = store.where(job.name), bytearray()
         try:
             self.layout: Layout = read_layout(file, self.where)
         except CorruptCheckpointError as e:
@@ -122,28 +122,34 @@ class _Work:
         return runs
 
     def _copy(self) -> Iterator[Bytes]:
-        """The successor's bytes, from the first to the last."""
+        """The successor's bytes, from the first to the last; each piece is gone when the next is asked for."""
         yield self.header
         for number, segment in enumerate(self.layout.segments, start=1):
             if (entry := self.update.entries.get(segment.name)) is not None:
                 yield self._changed(number, segment, entry)
                 continue
             sha = sha256()
-            self.file.seek(segment.start)
             for at in range(0, segment.size, _PIECE):
-                piece = read_exactly(self.file, min(_PIECE, segment.size - at))
+                piece = self._read(segment.start + at, min(_PIECE, segment.size - at))
                 sha.update(piece)
                 yield piece
             self._check(number, sha.digest())
 
-    def _changed(self, number: int, segment: Segment, entry: Entry) -> bytearray:
+    def _changed(self, number: int, segment: Segment, entry: Entry) -> memoryview:
         """A tensor's bytes after the update; checked before."""
-        self.file.seek(segment.start)
-        data = read_exactly(self.file, segment.size)
+        data = self._read(segment.start, segment.size)
         self._check(number, sha256(data).digest())
         dampen_flat(torch.frombuffer(data, dtype=segment.dtype or torch.uint8), entry)
         self.after[number] = sha256(data).digest()
         return data
+
+    def _read(self, start: int, size: int) -> memoryview:
+        """Bytes of the file, in a buffer that the next call uses again: new memory costs as much as hashing."""
+        if len(self.buffer) < size:
+            self.buffer = bytearray(size)
+        view = memoryview(self.buffer)[:size]
+        self.file.seek(start)
+        return view[: read_into(self.file, view)]
 
     def _check(self, number: int, digest: bytes) -> None:
         if digest != self.digests[number]:

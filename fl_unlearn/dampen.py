@@ -279,7 +279,8 @@ def dampen_flat(flat: torch.Tensor, entry: Entry) -> None:
     indices = entry.indices.to(flat.device, torch.int64)
     # Half precision is multiplied in float32, so that a factor is not rounded before it is used.
     wide = torch.promote_types(flat.dtype, torch.float32)
-    flat[indices] = (flat[indices].to(wide) * entry.factors.to(flat.device, wide)).to(flat.dtype)
+    values = flat.index_select(0, indices).to(wide).mul_(entry.factors.to(flat.device, wide))
+    flat.index_copy_(0, indices, values.to(flat.dtype))
 
 
 def apply_to_module(model: nn.Module, update: DampeningUpdate) -> None:

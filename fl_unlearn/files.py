@@ -267,15 +267,20 @@ def sync_folder(folder: Path) -> None:
 def read_exactly(file: IO[bytes], size: int) -> bytearray:
     """The next ``size`` bytes of a file, fewer only where it ends."""
     data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
+    done = read_into(file, memoryview(data))
+    del data[done:]
+    return data
+
+
+def read_into(file: IO[bytes], view: memoryview) -> int:
+    """Fill ``view`` with the next bytes of a file; returns how many there were."""
+    done = 0
+    while done < len(view):
         got = cast("Any", file).readinto(view[done : done + _PIECE])
         if not got:
-            view.release()
-            del data[done:]
             break
         done += got
-    return data
+    return done
 
 
 def _write_all(fd: int, data: Bytes, offset: int | None = None) -> None:

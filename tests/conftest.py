@@ -8,5 +8,10 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+
+# A deadline would make a busy machine fail a test.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
