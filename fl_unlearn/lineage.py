@@ -7,27 +7,26 @@ weight 0 is kept but not followed, since nothing was inherited over it. Exports 
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import json
-import math
-import operator
 import sqlite3
-from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
-from fl_unlearn.lineage_file import LineageFile, text
-from fl_unlearn.types import LineageError
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_unlearn.lineage_append import NAMES, LineageAppender
+from fl_unlearn.lineage_batch import checked, known_texts
+from fl_unlearn.lineage_edges import EDGE, Edges, read_edges, walk
+from fl_unlearn.lineage_file import text
+from fl_unlearn.types import LineageError, StoreError
 
 _PAGE = 1000  # nodes read at a time while streaming
 _NODE = "SELECT id, name, kind, round, owner, examples, digest, metadata FROM node "
-_NAMES = "(SELECT value FROM json_each(?))"
-# UNION visits a node once however many paths lead to it; CROSS JOIN keeps SQLite from scanning all edges.
-_WALK = """WITH RECURSIVE start(id) AS ({start}), reached(id) AS (
-    SELECT edge.{to} FROM start CROSS JOIN edge ON edge.{by} = start.id WHERE edge.weight > 0 UNION
-    SELECT edge.{to} FROM reached CROSS JOIN edge ON edge.{by} = reached.id WHERE edge.weight > 0) """
+# A blob, which only another program can have put there, becomes a list, which no text does.
+_canonical = json.JSONEncoder(separators=(",", ":"), default=lambda blob: [blob.hex()]).encode
 
 
 class NodeKind:
@@ -63,7 +62,7 @@ class Node:
     metadata: Mapping[str, Any] = field(hash=False)
 
 
-class UMIG(LineageFile):
+class UMIG(LineageAppender):
     """The model inheritance graph, in a file or in memory. A context manager; usable from several threads.
 
     Args:
@@ -96,80 +95,55 @@ class UMIG(LineageFile):
                 is appended then, and a transaction around it can go on.
             StoreError: If the file cannot be written.
         """
-        values = (
-            text("a name", name),
-            text("a kind", kind),
-            _integer("a round", round),
-            None if owner is None else text("an owner", owner),
-            None if examples is None else _integer("the number of examples", examples, least=0),
-            None if digest is None else text("a digest", digest),
-            _json(metadata),
-        )
-        with self._lock:
-            if self._depth:
-                return self._append(values, parents)
-            with self.transaction():
-                return self._append(values, parents)
+        batch = checked([name], kind, round, [owner], [examples], [digest], [metadata])
+        ids = self._append(batch, [parents])
+        owner_, examples_, digest_, extra = (column[0] for column in batch.columns.values())
+        return _node((ids[0], name, kind, batch.round, owner_, examples_, digest_, extra))
 
-    def _append(self, values: tuple[Any, ...], parents: Mapping[str, float]) -> Node:
-        edges = self._edges(values[0], values[2], parents)
-        try:
-            into_node = "INSERT INTO node VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)"
-            id_ = self.connection.execute(into_node, values).lastrowid
-            into_edge = "INSERT INTO edge (child, parent, weight) VALUES (?, ?, ?)"
-            self.connection.executemany(into_edge, ((id_, parent, weight) for parent, weight in edges))
-        except sqlite3.IntegrityError:
-            raise LineageError(f"there is a node '{values[0]}' already; choose a name that is free") from None
-        except BaseException:
-            self._doomed = True  # the node may be there without its edges
-            raise
-        return _node((id_, *values))
+    def add_many(
+        self,
+        names: Iterable[str],
+        *,
+        kind: str,
+        round: int,
+        parents: Mapping[str, float] | Sequence[Mapping[str, float]] = {},
+        owners: Iterable[str | None] | None = None,
+        examples: Iterable[int | None] | None = None,
+        digests: Iterable[str | None] | None = None,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+    ) -> range:
+        """Append nodes of one kind and round, in the order of ``names``; the same as `add` for each, faster.
 
-    def _edges(self, name: str, round_: int, parents: Mapping[str, float]) -> list[tuple[int, float]]:
-        if not isinstance(parents, Mapping):
-            raise LineageError(f"parents must map names to weights, such as {{'g0': 1.0}}; got {parents!r}")
-        if name in parents:
-            raise LineageError(f"'{name}' cannot inherit from itself; leave it out of its parents")
-        edges = []
-        for parent, (id_, made) in self._find(parents).items():
-            if round_ < made:
-                raise LineageError(
-                    f"'{name}' (round {round_}) would be older than its parent '{parent}' (round {made}); "
-                    "a child's round must not be lower"
-                )
-            edges.append((id_, _weight(parents[parent], f"from '{parent}' to '{name}'")))
-        return edges
+        Args:
+            names: Their names.
+            kind: Of all of them.
+            round: Of all of them.
+            parents: One mapping of names to weights for all, or a list with one for each node. A parent is
+                a node that is there already, or one that comes earlier in ``names``.
+            owners: One for each node, None where it has none; or None. So are the others.
+            examples: Numbers of samples.
+            digests: Of the checkpoints.
+            metadata: Anything else, as JSON holds it.
+
+        Returns:
+            The ids of the new nodes.
+
+        Raises:
+            LineageError: As `add`; no node of the batch is appended then.
+            StoreError: If the file cannot be written.
+        """
+        return self._append(checked(names, kind, round, owners, examples, digests, metadata), parents)
 
     # ----------------------------------------------------------------------- looking
-    def _find(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-        """Id and round of each of ``names``, in chronological order."""
-        wanted = _names(names)
-        rows = self._rows(
-            f"SELECT name, id, round FROM node WHERE name IN {_NAMES} ORDER BY id", json.dumps(wanted)
-        )
-        found = {name: (id_, made) for name, id_, made in rows}
-        for name in wanted:
-            if name not in found:
-                near = "SELECT name FROM (SELECT name FROM node WHERE name {} LIMIT 100)"
-                above, below = near.format(">= ?1 ORDER BY name"), near.format("< ?1 ORDER BY name DESC")
-                known = [row[0] for row in self._rows(f"{above} UNION {below}", name)]
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean '{close[0]}'?" if close else "add it first, or check the name"
-                raise LineageError(f"there is no node '{name}'; {hint}")
-        return found
-
     def node(self, name: str) -> Node:
         """The node of that name; LineageError when there is none."""
-        return next(self._stream(array("q", (id_ for id_, _ in self._find([name]).values()))))
+        return next(self._stream(self._ids_of([name])))
 
     def __contains__(self, name: object) -> bool:
         try:
             return bool(self._rows("SELECT 1 FROM node WHERE name = ?", text("a name", name)))
         except LineageError:
             return False
-
-    def __len__(self) -> int:
-        return int(self._rows("SELECT ifnull(max(id), 0) FROM node")[0][0])
 
     def __iter__(self) -> Iterator[Node]:
         return self.nodes()
@@ -185,16 +159,30 @@ class UMIG(LineageFile):
 
     def parents(self, name: str) -> dict[str, float]:
         """Names and weights of the models that ``name`` was made from, weight 0 included, oldest first."""
-        return self._neighbours(name, "parent", "child")
+        ((id_, _),) = self._find([name]).values()
+        return self._named(self.edges(id_, id_), "parent")
 
     def children(self, name: str) -> dict[str, float]:
         """Names and weights of the models that were made from ``name``, weight 0 included, oldest first."""
-        return self._neighbours(name, "child", "parent")
-
-    def _neighbours(self, name: str, to: str, by: str) -> dict[str, float]:
         ((id_, _),) = self._find([name]).values()
-        sql = f"SELECT name, weight FROM edge JOIN node ON id = {to} WHERE {by} = ? ORDER BY {to}"
-        return dict(self._rows(sql, id_))
+        with self._reading() as connection:
+            blocks = read_edges(connection, id_ + 1, len(self), parent=id_)
+            edges = np.concatenate([np.empty(0, EDGE), *(block[block["parent"] == id_] for block in blocks)])
+        return self._named(edges, "child")
+
+    def _named(self, edges: Edges, end: str) -> dict[str, float]:
+        names = [node.name for node in self._stream(edges[end])]
+        return dict(zip(names, edges["weight"].tolist(), strict=True))
+
+    def edges(self, first: int = 1, last: int | None = None) -> Edges:
+        """The edges into the nodes with ids from ``first`` to ``last`` (None: the newest).
+
+        Returns:
+            Records of ``child`` and ``parent`` (ids) and ``weight``, 24 bytes each, sorted by child, parent.
+        """
+        with self._reading() as connection:
+            blocks = read_edges(connection, first, len(self) if last is None else last)
+            return np.concatenate([np.empty(0, EDGE), *blocks])
 
     def last(self, kind: str) -> Node | None:
         """The newest node of that kind, or None."""
@@ -206,25 +194,34 @@ class UMIG(LineageFile):
 
     def owners(self) -> list[str]:
         """All owners, sorted."""
-        return [
-            r[0] for r in self._rows("SELECT DISTINCT owner FROM node WHERE owner IS NOT NULL ORDER BY owner")
-        ]
+        return [row[0] for row in self._rows("SELECT name FROM owner ORDER BY name")]
+
+    def has_owner(self, owner: str) -> bool:
+        """Whether a node of that owner is recorded."""
+        return bool(self._rows("SELECT 1 FROM owner WHERE name = ?", text("an owner", owner)))
+
+    def owner_examples(self) -> dict[str, int]:
+        """Each owner's largest number of examples; owners without any are left out."""
+        return dict(self._rows("SELECT name, examples FROM owner WHERE examples IS NOT NULL ORDER BY name"))
 
     def ancestors(self, names: Iterable[str]) -> Iterator[Node]:
         """Everything that one of ``names`` inherits from, in chronological order; each node once."""
-        return self._walk(names, "parent", "child", "")
+        reached, _ = self._walk(self._ids_of(names), back=True)
+        return self._stream(np.flatnonzero(reached))
 
     def descendants(self, names: Iterable[str], *, include_self: bool = False) -> Iterator[Node]:
         """Everything that inherits from one of ``names``, in chronological order; each node once.
 
         One of ``names`` that inherits from another is a descendant too; ``include_self`` adds the others.
         """
-        return self._walk(names, "child", "parent", "SELECT id FROM start UNION " if include_self else "")
+        reached, live = self._walk(self._ids_of(names))
+        return self._stream(np.flatnonzero(live if include_self else reached))
 
-    def _walk(self, names: Iterable[str], to: str, by: str, also: str) -> Iterator[Node]:
-        starts = json.dumps([id_ for id_, _ in self._find(names).values()])
-        walk = _WALK.format(start="SELECT value FROM json_each(?)", to=to, by=by)
-        return self._stream(self._ids(f"{walk} {also} SELECT id FROM reached ORDER BY id", starts))
+    def _walk(
+        self, starts: NDArray[np.int64], back: bool = False
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        with self._reading() as connection:  # a node that comes meanwhile is left out, and so are its edges
+            return walk(connection, starts, len(self), back=back)
 
     def roots(self, owners: Iterable[str]) -> list[Node]:
         """The paper's initial unlearning models: the first updates of ``owners``.
@@ -232,60 +229,60 @@ class UMIG(LineageFile):
         That is, their client updates that do not descend from another client update of theirs. An owner
         without updates has none.
         """
-        start = f"SELECT id FROM node WHERE kind = ? AND owner IN {_NAMES}"
-        sql = (
-            _WALK.format(start=start, to="child", by="parent")
-            + "SELECT id FROM start EXCEPT SELECT id FROM reached"
-        )
-        return list(
-            self._stream(self._ids(sql, NodeKind.CLIENT_UPDATE, json.dumps(_names(owners, "an owner"))))
-        )
+        sql = f"SELECT id FROM node WHERE kind = ? AND owner IN {NAMES} ORDER BY id"
+        starts = self._ids(sql, NodeKind.CLIENT_UPDATE, json.dumps(known_texts(owners, "an owner")))
+        reached, _ = self._walk(starts)
+        return list(self._stream(starts[~reached[starts]]))
 
     def affected(self, roots: Iterable[str]) -> Iterator[Node]:
         """The roots and everything that inherits from them, in chronological order."""
         return self.descendants(roots, include_self=True)
 
-    def _stream(self, ids: array[int]) -> Iterator[Node]:
+    def digest(self, first: int, last: int) -> str:
+        """SHA-256 (hex) of the nodes with ids ``first`` to ``last`` and of the edges into them, as stored.
+
+        It is that of two SHA-256 digests (32 bytes each, one after the other). The first is of the nodes, by
+        id: each a JSON array ``[id,name,kind,round,owner,examples,digest,metadata]`` in ASCII without spaces,
+        null where there is none, metadata as the text that the file has, and a line feed. The second is of
+        the edges, by child, then parent: each 24 bytes little-endian, both ids as int64, weight as float64.
+
+        Raises:
+            LineageError: If there are no such nodes.
+            StoreError: If the file is damaged.
+        """
+        newest = len(self)
+        if not 1 <= first <= last <= newest:
+            raise LineageError(f"the ids {first} to {last} are no range within 1 to {newest}")
+        nodes, edges = hashlib.sha256(), hashlib.sha256()
+        with self._reading() as connection:
+            try:
+                for row in connection.execute(f"{_NODE} WHERE id BETWEEN ? AND ? ORDER BY id", (first, last)):
+                    nodes.update(_canonical(row).encode() + b"\n")
+            except sqlite3.OperationalError as e:
+                if "UTF-8" not in str(e):
+                    raise
+                raise StoreError(f"'{self.path}' is damaged: {e}; restore it from a backup") from e
+            for block in read_edges(connection, first, last):
+                edges.update(block.tobytes())
+        return hashlib.sha256(nodes.digest() + edges.digest()).hexdigest()
+
+    def _ids_of(self, names: Iterable[str]) -> NDArray[np.int64]:
+        return np.array([id_ for id_, _ in self._find(names).values()], np.int64)
+
+    def _ids(self, sql: str, *values: Any) -> NDArray[np.int64]:
+        # 8 bytes a node: looked up once, and no cursor stays open, however slowly the nodes are taken.
+        with self._reading() as connection:
+            return np.fromiter((row[0] for row in connection.execute(sql, values)), np.int64)
+
+    def _stream(self, ids: NDArray[np.int64]) -> Iterator[Node]:
+        """The nodes with these ids, which rise."""
         for at in range(0, len(ids), _PAGE):
-            page = json.dumps(ids[at : at + _PAGE].tolist())
-            yield from map(_node, self._rows(f"{_NODE} WHERE id IN {_NAMES} ORDER BY id", page))
-
-
-def _names(names: Iterable[str], what: str = "a name") -> list[str]:
-    return [text(what, n) for n in ([names] if isinstance(names, str) else names)]
-
-
-def _integer(what: str, value: Any, least: int = -(2**63)) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise LineageError(f"{what} must be a whole number, got {value!r}") from None
-    if not -(2**63) <= number < 2**63:
-        raise LineageError(f"{what} must fit into 64 bits, got a number of {number.bit_length()} bits")
-    if number < least:
-        raise LineageError(f"{what} must be {least} or more, got {number}")
-    return number
-
-
-def _weight(value: Any, where: str) -> float:
-    try:
-        weight = float(value) if isinstance(value, Real) else math.nan
-    except OverflowError:
-        weight = math.inf
-    if not (math.isfinite(weight) and weight >= 0):
-        raise LineageError(f"the weight of the edge {where} must be a finite number from 0 up, got {value!r}")
-    return weight
-
-
-def _json(metadata: Mapping[str, Any] | None) -> str | None:
-    if metadata is not None and not (
-        isinstance(metadata, Mapping) and all(isinstance(key, str) for key in metadata)
-    ):
-        raise LineageError(f"metadata must be a mapping with text keys, got {metadata!r}")
-    try:
-        return json.dumps(dict(metadata), allow_nan=False) if metadata else None
-    except (TypeError, ValueError, RecursionError) as e:
-        raise LineageError(f"metadata must be something JSON can hold ({e}); leave such values out") from e
+            page = ids[at : at + _PAGE].tolist()
+            if page[-1] - page[0] == len(page) - 1:
+                rows = self._rows(f"{_NODE} WHERE id BETWEEN ? AND ? ORDER BY id", page[0], page[-1])
+            else:
+                rows = self._rows(f"{_NODE} WHERE id IN {NAMES} ORDER BY id", json.dumps(page))
+            yield from map(_node, rows)
 
 
 def _node(row: tuple[Any, ...]) -> Node:

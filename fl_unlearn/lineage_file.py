@@ -1,32 +1,24 @@
-"""The SQLite file under the model inheritance graph: format, transactions, errors."""
+"""The SQLite file under the model inheritance graph: opening, transactions, errors."""
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
-from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+from fl_unlearn.lineage_format import APPLICATION_ID, MIGRATED_FROM, SCHEMA_VERSION, create, migrate
 from fl_unlearn.types import LineageError, StoreError, StoreFullError
 
-_APPLICATION_ID = 0x554D4947  # "UMIG" in ASCII: how a file of ours is told from another program's
-_SCHEMA_VERSION = "1"
+log = logging.getLogger(__name__)
+
 _BUSY_SECONDS = 30.0
-_SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
-    round INTEGER NOT NULL, owner TEXT, examples INTEGER, digest TEXT, metadata TEXT);
-CREATE TABLE edge (child INTEGER NOT NULL, parent INTEGER NOT NULL CHECK (parent < child),
-    weight REAL NOT NULL, PRIMARY KEY (child, parent)) WITHOUT ROWID;
-CREATE INDEX edge_parent ON edge (parent, weight);
-CREATE INDEX node_kind ON node (kind);
-CREATE INDEX node_round ON node (round);
-CREATE INDEX node_owner ON node (owner) WHERE owner IS NOT NULL;
-PRAGMA application_id = {_APPLICATION_ID};
-INSERT INTO meta VALUES ('schema_version', '{_SCHEMA_VERSION}')"""
+# Pages gather in memory and in the WAL (32 MB) before they go to the file: one that changes in many commits,
+# as those of the index on names do, is copied once.
+_WRITER = ("journal_mode = WAL", "synchronous = FULL", "wal_autocheckpoint = 8000", "cache_size = -64000")
 _FILE_TROUBLE = {"NOTADB", "CORRUPT", "CANTOPEN", "BUSY", "READONLY", "IOERR", "PERM", "PROTOCOL"}
 
 
@@ -42,17 +34,12 @@ class LineageFile:
             blank = self._is_blank()
             if blank and read_only:
                 raise StoreError(f"'{path}' holds no lineage yet; let its writer open it first")
-            if not blank:
-                self._check_format()
+            version = None if blank else self._version()
             if not read_only:
-                self._rows("PRAGMA journal_mode = WAL")
-                self._rows("PRAGMA synchronous = FULL")
-            if blank:
-                with self.transaction():
-                    for statement in (
-                        _SCHEMA.split(";") if self._is_blank() else ()
-                    ):  # no other process was faster
-                        self.connection.execute(statement)
+                for setting in _WRITER:
+                    self._rows(f"PRAGMA {setting}")
+                if version != SCHEMA_VERSION:
+                    self._make_current()
         except BaseException:
             self.close()
             raise
@@ -60,14 +47,30 @@ class LineageFile:
     def _is_blank(self) -> bool:
         return not self._rows("SELECT 1 FROM sqlite_master LIMIT 1")
 
-    def _check_format(self) -> None:
-        if self._rows("PRAGMA application_id") != [(_APPLICATION_ID,)]:
+    def _version(self) -> str | None:
+        """The format's version, if this release can read it, or bring it up to date."""
+        if self._rows("PRAGMA application_id") != [(APPLICATION_ID,)]:
             raise StoreError(f"'{self.path}' is an SQLite file of another program; choose another path")
-        if (version := self.get_meta("schema_version")) != _SCHEMA_VERSION:
+        version = self.get_meta("schema_version")
+        if version == MIGRATED_FROM and self.read_only:
             raise StoreError(
-                f"'{self.path}' has lineage format {version}, this fl-unlearn knows {_SCHEMA_VERSION}; "
+                f"'{self.path}' has lineage format {version}, written by an older fl-unlearn; open it once "
+                f"for writing, which brings it to format {SCHEMA_VERSION}"
+            )
+        if version not in (SCHEMA_VERSION, MIGRATED_FROM):
+            raise StoreError(
+                f"'{self.path}' has lineage format {version}, this fl-unlearn knows {SCHEMA_VERSION}; "
                 "upgrade fl-unlearn, or use the version that wrote the file"
             )
+        return version
+
+    def _make_current(self) -> None:
+        with self.transaction():  # looked at again: another process may have been faster
+            if self._is_blank():
+                create(self.connection)
+            elif self._version() == MIGRATED_FROM:
+                log.warning("bringing %s to lineage format %s", self.path, SCHEMA_VERSION)
+                migrate(self.connection)
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -120,6 +123,8 @@ class LineageFile:
                 raise
             finally:
                 self._depth -= 1
+                if outermost and self._doomed:
+                    self._undone()
                 if outermost and self.connection.in_transaction:
                     self.connection.execute("ROLLBACK")
             if outermost and self._doomed:
@@ -127,9 +132,17 @@ class LineageFile:
                     "the transaction was undone: an error inside was caught; let it pass through"
                 )
 
-    def _rows(self, sql: str, *values: Any) -> list[Any]:
+    def _undone(self) -> None:
+        """Forget what is remembered of the file: a transaction is being undone."""
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
         with self._lock, _sqlite_errors(self.path):
-            return self.connection.execute(sql, values).fetchall()
+            yield self.connection
+
+    def _rows(self, sql: str, *values: Any) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(sql, values).fetchall()
 
     def get_meta(self, key: str) -> str | None:
         """The text kept under ``key``, or None."""
@@ -147,11 +160,6 @@ class LineageFile:
         row = text("a key", key), text("a value", value)
         with self.transaction():
             self.connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
-
-    def _ids(self, sql: str, *values: Any) -> array[int]:
-        # 8 bytes a node: the walk is done once and no cursor stays open, however slowly the nodes are taken.
-        with self._lock, _sqlite_errors(self.path):
-            return array("q", (row[0] for row in self.connection.execute(sql, values)))
 
 
 def _connect(path: str, read_only: bool) -> sqlite3.Connection:

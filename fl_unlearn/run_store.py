@@ -350,7 +350,7 @@ class RunStore:
     # ------------------------------------------------------------------ who is who
     def identify(self, owner: str, client: str) -> None:
         """Remember that what is recorded under ``owner``, if anything is, is this client's."""
-        recorded = any(True for _ in self.umig.nodes(owner=owner))
+        recorded = self.umig.has_owner(owner)
         waiting = self._execute("SELECT 1 FROM outstanding WHERE client = ?", owner).fetchone()
         if not recorded and not waiting:
             return
@@ -363,8 +363,7 @@ class RunStore:
     def examples(self) -> dict[str, int]:
         """Client name to the largest number of examples that one of its updates was trained on."""
         names = self.clients()
-        rows = self._execute("SELECT owner, MAX(examples) FROM node WHERE owner IS NOT NULL GROUP BY owner")
-        return {names[owner]: most for owner, most in rows if most is not None}
+        return {names[owner]: most for owner, most in self.umig.owner_examples().items()}
 
     def clients(self) -> dict[str, str]:
         """Owner as recorded in the UMIG to client name; an owner never identified maps to itself."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,8 @@ def _compare(store: RunStore, plain: Path, state: dict[str, torch.Tensor], say: 
     steps["copy"] = _step("copying the files", say, lambda: _copy(store.checkpoints.folder, plain))
     updates = {"head": head_update(state), "all": all_layers_update(state)}
     for kind, update in updates.items():
-        steps[f"loop_{kind}"] = _step(f"plain loop, {kind}", say, lambda u=update: _loop(plain, u))
-        steps[f"ours_{kind}"] = _step(f"fl-unlearn, {kind}", say, lambda u=update: _apply(store, names, u))
+        steps[f"loop_{kind}"] = _step(f"plain loop, {kind}", say, partial(_loop, plain, update))
+        steps[f"ours_{kind}"] = _step(f"fl-unlearn, {kind}", say, partial(_apply, store, names, update))
     for name in names[:: max(1, len(names) // 5)]:
         own = safetensors.torch.load_file(plain / store.checkpoints.path(name).name)
         for tensor, value in store.load(name).state.items():
@@ -101,9 +102,7 @@ def fill(store: RunStore, state: dict[str, torch.Tensor], models: int) -> None:
     for number in range(models):
         one = {n: t + number if t.is_floating_point() else t for n, t in state.items()}
         name = f"r{number:04d}-global"
-        store.record(
-            name, one, kind="aggregate" if number else "initial", round_=number, parents=parents
-        )
+        store.record(name, one, kind="aggregate" if number else "initial", round_=number, parents=parents)
         parents = {name: 1.0}
 
 

@@ -1,7 +1,7 @@
 """The store, measured: its lineage beside networkx, and applying updates beside loops and copies.
 
-    python -m simulations.benchmarks.store                                   # about ten minutes, 30 GB of disk
-    python -m simulations.benchmarks.store --models 20 --rounds 100          # a look
+python -m simulations.benchmarks.store                                   # about ten minutes, 30 GB of disk
+python -m simulations.benchmarks.store --models 20 --rounds 100          # a look
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000, help="rounds of the lineage, 1,000 clients each")
     parser.add_argument("--clients", type=int, default=1000, help="clients in each round of the lineage")
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's temporary folder")
-    parser.add_argument("--json", type=Path, default=Path("outputs/bench/store.json"), help="where it is written")
+    parser.add_argument(
+        "--json", type=Path, default=Path("outputs/bench/store.json"), help="where it is written"
+    )
     arguments = parser.parse_args()
     result = {
         "machine": {"cores": os.cpu_count(), "system": platform.platform()},
