@@ -122,7 +122,7 @@ class _Work:
         return runs
 
     def _copy(self) -> Iterator[Bytes]:
-        """The successor's bytes, from the first to the last; each piece is gone when the next is asked for."""
+        """The successor's bytes, from the first to the last; the next piece overwrites one."""
         yield self.header
         for number, segment in enumerate(self.layout.segments, start=1):
             if (entry := self.update.entries.get(segment.name)) is not None:
@@ -144,7 +144,7 @@ class _Work:
         return data
 
     def _read(self, start: int, size: int) -> memoryview:
-        """Bytes of the file, in a buffer that the next call uses again: new memory costs as much as hashing."""
+        """Bytes of the file, in a buffer that the next call uses again: new memory is dear."""
         if len(self.buffer) < size:
             self.buffer = bytearray(size)
         view = memoryview(self.buffer)[:size]
