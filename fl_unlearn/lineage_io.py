@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree.ElementTree import ParseError
@@ -39,15 +39,24 @@ def _attributes(node: Node) -> dict[str, Any]:
     }
 
 
+def _contents(umig: UMIG) -> tuple[list[Node], Iterator[tuple[str, str, float]]]:
+    """All nodes, and the edges among them (parent, child, weight), both in chronological order."""
+    nodes = list(umig)
+    edges = umig.edges(last=len(nodes))
+    columns = (edges[column].tolist() for column in ("parent", "child", "weight"))
+    named = ((nodes[p - 1].name, nodes[c - 1].name, w) for p, c, w in zip(*columns, strict=True))
+    return nodes, named
+
+
 # --------------------------------------------------------------------------- networkx
 def to_networkx(umig: UMIG) -> nx.DiGraph:
     """The graph as a ``networkx.DiGraph``, from parents to children, nodes in chronological order."""
     import networkx as nx
 
+    nodes, edges = _contents(umig)
     graph = nx.DiGraph()
-    for node in umig:
-        graph.add_node(node.name, **_attributes(node))
-        graph.add_weighted_edges_from((p, node.name, w) for p, w in umig.parents(node.name).items())
+    graph.add_nodes_from((node.name, _attributes(node)) for node in nodes)
+    graph.add_weighted_edges_from(edges)
     return graph
 
 
@@ -118,13 +127,14 @@ def _incoming(graph: nx.DiGraph, name: str) -> list[tuple[str, float]]:
 # --------------------------------------------------------------------------- node-link
 def to_node_link(umig: UMIG) -> dict[str, Any]:
     """The graph as plain JSON values in networkx's node-link layout (``id`` is the name; ``edges``)."""
-    nodes = [{"id": node.name, **_attributes(node)} for node in umig]
-    edges = [
-        {"source": parent, "target": node["id"], "weight": weight}
-        for node in nodes
-        for parent, weight in umig.parents(node["id"]).items()
-    ]
-    return {"directed": True, "multigraph": False, "graph": {}, "nodes": nodes, "edges": edges}
+    nodes, edges = _contents(umig)
+    return {
+        "directed": True,
+        "multigraph": False,
+        "graph": {},
+        "nodes": [{"id": node.name, **_attributes(node)} for node in nodes],
+        "edges": [{"source": parent, "target": child, "weight": weight} for parent, child, weight in edges],
+    }
 
 
 def from_node_link(data: Mapping[str, Any], path: str | Path = ":memory:") -> UMIG:
@@ -226,15 +236,16 @@ def to_dot(umig: UMIG, affected: Collection[str] = ()) -> str:
     """
     marked = set(affected)
     nodes, edges = [], []
-    for node in umig:
+    found, links = _contents(umig)
+    for node in found:
         label = _quoted(f"{node.name}\n{node.kind}, round {node.round}").replace("&", "&amp;")
         colour = ', fillcolor="#f4a582"' if node.name in marked else ""
         nodes.append(f"  {_quoted(node.name)} [label={label}{colour}];")
-        for parent, weight in umig.parents(node.name).items():
-            style = ", style=dotted" if weight == 0 else ""
-            shown = "" if weight == 1 else f' [label="{weight:.3g}"{style}]'
-            edges.append(f"  {_quoted(parent)} -> {_quoted(node.name)}{shown};")
         marked.discard(node.name)
+    for parent, child, weight in links:
+        style = ", style=dotted" if weight == 0 else ""
+        shown = "" if weight == 1 else f' [label="{weight:.3g}"{style}]'
+        edges.append(f"  {_quoted(parent)} -> {_quoted(child)}{shown};")
     if marked:
         raise LineageError(f"affected names {min(marked)!r}, which is not in the graph; take UMIG.affected's")
     head = ["digraph umig {", "  rankdir=LR;", '  node [shape=box, style=filled, fillcolor="#ffffff"];']

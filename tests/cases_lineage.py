@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 from hypothesis import strategies as st
@@ -64,16 +65,45 @@ def graphs(draw) -> tuple[UMIG, SlowGraph]:
         parents = {p: draw(weights) for p in above}
         rounds[name] = max((rounds[p] for p in above), default=-2) + draw(st.integers(0, 2))
         kind, owner = draw(st.sampled_from(KINDS)), draw(st.sampled_from([None, "0", "1", "ü"]))
+        examples = draw(st.none() | st.integers(0, 2**63 - 1))
         umig.add(
             name,
             kind=kind,
             round=rounds[name],
             parents=parents,
             owner=owner,
-            examples=draw(st.none() | st.integers(0, 2**63 - 1)),
+            examples=examples,
             digest=draw(st.none() | st.just("f" * 64)),
             metadata=draw(st.none() | st.dictionaries(texts, st.none() | st.integers() | texts, max_size=2)),
         )
-        slow.add(name, kind, owner, parents)
+        slow.add(name, kind, owner, parents, examples, rounds[name])
         known.append(name)
     return umig, slow
+
+
+V1_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
+    round INTEGER NOT NULL, owner TEXT, examples INTEGER, digest TEXT, metadata TEXT);
+CREATE TABLE edge (child INTEGER NOT NULL, parent INTEGER NOT NULL CHECK (parent < child),
+    weight REAL NOT NULL, PRIMARY KEY (child, parent)) WITHOUT ROWID;
+CREATE INDEX edge_parent ON edge (parent, weight);
+CREATE INDEX node_kind ON node (kind);
+CREATE INDEX node_round ON node (round);
+CREATE INDEX node_owner ON node (owner) WHERE owner IS NOT NULL;
+PRAGMA application_id = 1431128391;
+INSERT INTO meta VALUES ('schema_version', '1');
+PRAGMA journal_mode = WAL;
+"""
+
+
+def write_v1(umig: UMIG, path: Path) -> None:
+    """A file of format 1, as fl-unlearn 0.1.0 wrote it, with what a graph holds."""
+    connection = sqlite3.connect(path)
+    connection.executescript(V1_SCHEMA)
+    with connection:
+        rows = umig.connection.execute("SELECT * FROM node").fetchall()
+        connection.executemany("INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("INSERT INTO edge VALUES (?, ?, ?)", umig.edges().tolist())
+        connection.execute("INSERT INTO meta VALUES ('signature', 'kept')")
+    connection.close()

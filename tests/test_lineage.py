@@ -25,6 +25,8 @@ def test_queries_match_the_slow_reference(pair, data):
     assert len(umig) == len(known)
     assert umig.last_round() == max((n.round for n in umig), default=-1)
     assert umig.owners() == sorted({o for o in slow.owner.values() if o})
+    assert umig.owner_examples() == slow.most_examples()
+    assert [o for o in ("0", "1", "ü", "nobody") if umig.has_owner(o)] == umig.owners()
     for name in known:
         assert umig.parents(name) == slow.parents[name]
         assert umig.children(name) == slow.children(name)

@@ -1,1 +1,1 @@
-"""Speed, measured side by side: each script runs its rivals in one go and prints the ratios."""
+"""Measurements of the library beside what one would use without it. ``--help`` says what each measures."""
