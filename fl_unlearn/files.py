@@ -239,6 +239,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         StoreError: If the file cannot be written for another reason.
     """
     files = LocalFiles(path.parent)
+    with disk_errors(path):
+        os.stat(path.parent)  # a folder that is not there is a mistake here, not one to be made
     files.write(path.name + PARTIAL, [data])
     try:
         files.replace(path.name + PARTIAL, path.name)

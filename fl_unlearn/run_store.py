@@ -1,29 +1,26 @@
 """Everything a federation's run leaves on disk: the lineage, the checkpoints, the updates applied to them.
 
-One folder: ``lineage.sqlite`` (the UMIG and the ledger of checkpoints), ``updates/``, and ``checkpoints/``
-unless these are kept at another address.
 A file is written before its row, and a row is never committed for a file that is not there, so that
-opening the folder again can always finish or undo what a crash interrupted.
+opening the folder again (`store_folder`) can always finish or undo what a crash interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fl_unlearn.dampen import DampeningUpdate
-from fl_unlearn.files import remove_partial, write_atomically
-from fl_unlearn.lineage import UMIG, Node, NodeKind
+from fl_unlearn.files import write_atomically
+from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.lineage_file import text
-from fl_unlearn.lock import lock_folder
-from fl_unlearn.migrate import migrate_checkpoints
-from fl_unlearn.operations import OPERATION_TABLES, OperationLedger
-from fl_unlearn.store import CheckpointStore, KeepPolicy
+from fl_unlearn.store_folder import DATABASE as DATABASE
+from fl_unlearn.store_folder import StoreFolder
 from fl_unlearn.tensor_file import Checkpoint, FileInfo
 from fl_unlearn.types import (
     CorruptCheckpointError,
@@ -40,16 +37,8 @@ from fl_unlearn.types import (
 
 log = logging.getLogger(__name__)
 
-DATABASE = "lineage.sqlite"
-_TABLES = """
-CREATE TABLE IF NOT EXISTS checkpoint (
-    node_id INTEGER PRIMARY KEY REFERENCES node(id), digest TEXT NOT NULL, size INTEGER NOT NULL,
-    segments BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
-"""
 
-
-class RunStore:
+class RunStore(StoreFolder):
     """A run's folder.
 
     Args:
@@ -59,80 +48,15 @@ class RunStore:
         checkpoints: Where the checkpoints are kept, if not in the folder: any address that fsspec
             understands, such as ``s3://bucket/run``. Remembered; it need be given only once.
         wait: Seconds to wait for another writer to finish.
+        signing_key: File of the key that signs the audit log (`audit.SigningKey.generate` makes one).
+        audit_head: File, best on another machine's disk, to which the log's newest hash is written.
 
     Raises:
         StoreError: If the folder holds something else, or cannot be written, or another process is writing.
+        AuditError: If the key or the head file does not fit the store's audit log.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        keep: KeepPolicy | None = None,
-        read_only: bool = False,
-        checkpoints: str | None = None,
-        wait: float = 0.0,
-    ) -> None:
-        if "://" in str(folder):
-            raise StoreError(
-                f"the ledger of a run is an SQLite file and needs a local disk, got {str(folder)!r}; use "
-                f"RunStore('some/folder', checkpoints={str(folder)!r}) to keep the checkpoints there"
-            )
-        self.folder = Path(folder).absolute()
-        self.keep = keep or KeepPolicy()
-        self._lock: IO[str] | None = None
-        self._written: list[str] = []
-        if read_only and not (self.folder / DATABASE).is_file():
-            raise StoreError(f"{self.folder} has no {DATABASE}: it is not the store of a run. Check the path")
-        if not read_only:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "updates").mkdir(exist_ok=True)
-                self._lock = lock_folder(self.folder, wait)
-            except OSError as e:
-                raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
-        self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
-        try:
-            self.checkpoints = CheckpointStore(self._address(checkpoints) or self.folder / "checkpoints")
-            self.operations = OperationLedger(self.umig, self.checkpoints)
-            self._prepare(read_only)
-        except BaseException:
-            self.close()
-            raise
-
-    def _address(self, given: str | None) -> str | None:
-        known = self.umig.get_meta("checkpoints")
-        if given is None or given == known:
-            return known
-        if known is not None or len(self.umig):
-            raise StoreError(
-                f"the checkpoints of {self.folder} are at {known or self.folder / 'checkpoints'}, not at "
-                f"{given}; leave out the address, or use another folder for a new run"
-            )
-        self.umig.set_meta("checkpoints", given)
-        return given
-
-    def _prepare(self, read_only: bool) -> None:
-        if not read_only:
-            with self.umig.transaction():
-                for statement in filter(str.strip, (_TABLES + OPERATION_TABLES).split(";")):
-                    self._execute(statement)
-            migrate_checkpoints(self.umig, self.checkpoints)
-            self.recover()
-        elif not self._execute("SELECT 1 FROM sqlite_master WHERE name = 'outstanding'").fetchall():
-            raise StoreError(f"{self.folder} holds a lineage, but no run was stored there. Check the path")
-
-    def __enter__(self) -> RunStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the database, and let others write."""
-        self.umig.close()
-        if self._lock is not None:
-            self._lock.close()
+    _written: list[str] = []  # noqa: RUF012 (replaced, never changed)
 
     # ------------------------------------------------------------------ recording
     @contextmanager
@@ -140,7 +64,7 @@ class RunStore:
         """Everything recorded inside is one transaction; on an error its files are removed again."""
         outer, self._written = self._written, []
         try:
-            with self.umig.transaction():
+            with self.umig.transaction(), self.audit.recording():
                 yield
                 if self._written and not outer:  # before the rows: a file that is recorded must be there
                     self.checkpoints.sync()
@@ -153,6 +77,7 @@ class RunStore:
             outer.extend(self._written)
         finally:
             self._written = outer
+        self.audit.publish()  # not above: an interruption here must not remove files that are committed
 
     def record(
         self,
@@ -200,26 +125,28 @@ class RunStore:
                 self._execute("INSERT INTO checkpoint VALUES (?, ?, ?, ?)", *row)
         return node
 
+    def prunable(self) -> list[tuple[str, int]]:
+        """Names and bytes of the checkpoints that `prune` would drop now, oldest first."""
+        kept = "checkpoint c JOIN node n ON n.id = c.node_id"
+        query = f"SELECT n.name, n.kind, c.size FROM {kept} ORDER BY n.id"
+        rows = self._execute(query).fetchall() if self.keep.byte_budget is not None else []
+        newest = max((i for i, row in enumerate(rows) if row[1] == NodeKind.AGGREGATE), default=-1)
+        excess = sum(size for *_, size in rows) - (self.keep.byte_budget or 0)
+        chosen = []
+        for i, (name, kind, size) in enumerate(rows):
+            if excess > 0 and kind != NodeKind.INITIAL and i != newest:
+                chosen.append((name, size))
+                excess -= size
+        return chosen
+
     def prune(self) -> list[str]:
         """Drop the oldest checkpoints until the byte budget holds; returns the names dropped."""
-        if self.keep.byte_budget is None:
-            return []
-        rows = self._execute(
-            "SELECT n.name, n.kind, c.size, c.node_id FROM checkpoint c JOIN node n ON n.id = c.node_id "
-            "ORDER BY c.node_id"
-        ).fetchall()
-        newest = max((r[3] for r in rows if r[1] == NodeKind.AGGREGATE), default=-1)
-        excess = sum(r[2] for r in rows) - self.keep.byte_budget
-        dropped = []
-        with self.umig.transaction():
-            for name, kind, size, node_id in rows:
-                if excess <= 0:
-                    break
-                if kind == NodeKind.INITIAL or node_id == newest:
-                    continue
-                self._execute("DELETE FROM checkpoint WHERE node_id = ?", node_id)
-                dropped.append(name)
-                excess -= size
+        dropped = [name for name, _ in self.prunable()]
+        if dropped:
+            drop = "DELETE FROM checkpoint WHERE node_id = (SELECT id FROM node WHERE name = ?)"
+            with self.audit.transaction():
+                self.umig.connection.executemany(drop, ((name,) for name in dropped))
+                self.audit.append("pruned", {"checkpoints": dropped})
         for name in dropped:
             self.checkpoints.delete(name)
         if dropped:
@@ -235,7 +162,7 @@ class RunStore:
         if known is None:
             if remember:
                 plain = {n: asdict(s) for n, s in signature.items()}
-                self.umig.set_meta("signature", json.dumps(plain))
+                self.set_meta("signature", json.dumps(plain))
             return
         difference = signature_difference(known, signature)
         if difference:
@@ -252,11 +179,6 @@ class RunStore:
         return {n: TensorSpec(tuple(s["shape"]), s["dtype"]) for n, s in json.loads(plain).items()}
 
     # ------------------------------------------------------------------ reading
-    def kept(self) -> set[str]:
-        """Names of the models that have a checkpoint."""
-        query = "SELECT n.name FROM checkpoint c JOIN node n ON n.id = c.node_id"
-        return {r[0] for r in self._execute(query)}
-
     def info(self, name: str) -> FileInfo | None:
         """What the ledger says of a model's checkpoint; None when none is kept."""
         row = self._execute(
@@ -313,7 +235,9 @@ class RunStore:
     def save_update(self, update: DampeningUpdate) -> Path:
         """Keep an update's file, ``updates/<digest>.safetensors``."""
         path = self.folder / "updates" / f"{update.digest}.safetensors"
-        write_atomically(path, update.to_bytes())
+        data = update.to_bytes()
+        write_atomically(path, data)
+        self.audit.append("kept", {"update": update.digest, "sha256": sha256(data).hexdigest()})
         return path
 
     def update(self, digest: str) -> DampeningUpdate:
@@ -333,28 +257,23 @@ class RunStore:
             raise CorruptCheckpointError(f"the update {path} was changed: its digest is {update.digest[:12]}")
         return update
 
-    def recover(self) -> None:
-        """Finish committed operations, and remove the files of those that were never committed."""
-        remove_partial(self.folder / "updates")
-        self.checkpoints.remove_partial()
-        self.operations.finish()
-        for name in sorted(self.checkpoints.staged_names()):
-            log.warning("undoing an application that was interrupted before it was decided: %s", name)
-            self.checkpoints.discard(name)
-        for name in sorted(self.checkpoints.names() - self.kept()):
-            log.warning(
-                "removing a checkpoint that was written for a round that was never recorded: %s", name
-            )
-            self.checkpoints.delete(name)
+    def drop_updates(self, digests: Collection[str]) -> None:
+        """Remove the files of updates that nothing needs any more."""
+        if digests:
+            self.audit.append("pruned", {"updates": sorted(digests)})
+        for digest in digests:
+            (self.folder / "updates" / f"{digest}.safetensors").unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ who is who
     def identify(self, owner: str, client: str) -> None:
         """Remember that what is recorded under ``owner``, if anything is, is this client's."""
         recorded = self.umig.has_owner(owner)
         waiting = self._execute("SELECT 1 FROM outstanding WHERE client = ?", owner).fetchone()
-        if not recorded and not waiting:
+        known = self._execute("SELECT client FROM alias WHERE owner = ?", owner).fetchone()
+        if not waiting and (not recorded or known == (client,)):
             return
-        with self.umig.transaction():
+        with self.audit.transaction():
+            self.audit.append("identified", {"owner": owner, "client": client, "recorded": recorded})
             if recorded:
                 self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?)", owner, client)
             self._execute("UPDATE OR IGNORE outstanding SET client = ? WHERE client = ?", client, owner)
@@ -369,6 +288,3 @@ class RunStore:
         """Owner as recorded in the UMIG to client name; an owner never identified maps to itself."""
         known = dict(self._execute("SELECT owner, client FROM alias").fetchall())
         return {owner: known.get(owner, owner) for owner in self.umig.owners()}
-
-    def _execute(self, statement: str, *values: Any) -> Any:
-        return self.umig.connection.execute(statement, values)

@@ -127,6 +127,22 @@ class CheckpointStore:
             self.files.reader(file + STAGED).close()
             self.files.replace(file + STAGED, file)
 
+    def successor(self, name: str) -> FileInfo:
+        """What a model's file will be when what is prepared is in place; how it is, when nothing is prepared.
+
+        Raises:
+            CorruptCheckpointError: If the file, or what is prepared, is damaged or missing.
+        """
+        file = file_name(name)
+        with suppress(FileNotFoundError), self.files.reader(file + STAGED) as f:
+            return _info(_content(f), file + STAGED)
+        with self.reader(name) as f:
+            data = _content(f)
+        with suppress(FileNotFoundError), self.files.reader(file + REDO) as f:
+            for offset, new in _unpack(f, file + REDO):
+                data[offset : offset + len(new)] = new
+        return _info(data, self.where(name))
+
     def sync(self) -> None:
         """Make names last through a power cut: of files written, staged, promoted and deleted."""
         self.files.sync()
@@ -161,11 +177,9 @@ class CheckpointStore:
         """
         where = self.where(name)
         with self.reader(name) as f:
-            size = f.seek(0, 2)
-            f.seek(0)
-            data = read_exactly(f, size)
+            data = _content(f)
         try:
-            found = info_of(parse(data, len(data), where), data).digest
+            found = _info(data, where).digest
         except CorruptCheckpointError as e:
             if digest is None:
                 raise
@@ -212,6 +226,16 @@ def changed(where: str, found: str | None, expected: str) -> CorruptCheckpointEr
         f"the checkpoint {where} was truncated or changed from outside: {what}, the ledger says "
         f"{expected[:12]}. Restore it from a backup, or remove it with its ledger entry"
     )
+
+
+def _content(file: IO[bytes]) -> bytearray:
+    size = file.seek(0, 2)
+    file.seek(0)
+    return read_exactly(file, size)
+
+
+def _info(data: bytearray, where: str) -> FileInfo:
+    return info_of(parse(data, len(data), where), data)
 
 
 def _pack(runs: Runs) -> bytes:
