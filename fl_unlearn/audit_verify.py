@@ -243,7 +243,7 @@ class _Check:
             with self.guard(where):
                 if lineage_digest(umig, first, last) != digest:
                     self.problem(where, "of the lineage, or the edges to them, were changed")
-        outside = "NOT {0} BETWEEN 1 AND ?"
+        outside = "typeof({0}) <> 'integer' OR NOT {0} BETWEEN 1 AND ?"  # 4.5 is between two ranges
         for table, column in (("node", "id"), ("edge", "child")):
             sql = f"SELECT count(*) FROM {table} WHERE {outside.format(column)}"
             ((count,),) = umig.connection.execute(sql, (next_ - 1,))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fl_unlearn.audit import SigningKey
 from fl_unlearn.run_store import DATABASE, RunStore
 
-few = settings(max_examples=100, deadline=None)
-many = settings(max_examples=3000, deadline=None)
+few = settings(max_examples=80, deadline=None)
+many = settings(max_examples=250, deadline=None)
 
 
 @pytest.fixture(scope="module")

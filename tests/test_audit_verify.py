@@ -177,3 +177,10 @@ def test_nodes_that_no_round_recorded_are_found(tmp_path: Path) -> None:
         runs.write_round(store, 2)  # does not vouch for what was slipped in before it
         found = "\n".join(str(p) for p in verify_store(store).problems)
         assert "nodes 6 to 8: are recorded where node 5 should follow" in found
+
+
+def test_an_edge_between_two_ranges_is_found(tmp_path: Path) -> None:
+    runs.filled(tmp_path).close()
+    with cases.database(tmp_path) as connection:
+        connection.execute("INSERT INTO edge VALUES (4.5, 1, 1.0)")
+    assert cases.findings(tmp_path) == ["table edge: has 1 rows that the audit log does not tell of"]
