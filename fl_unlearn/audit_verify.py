@@ -22,6 +22,7 @@ from fl_unlearn.audit_replay import TABLES, Replay, read_table
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store_folder import make_tables
+from fl_unlearn.types import StoreError
 
 _MOST = 20  # findings of one sort that are listed one by one
 
@@ -244,8 +245,8 @@ class _Check:
             with self.guard(where):
                 if (last >= first or digest) and umig.digest(first, last) != digest:
                     self.problem(where, "of the lineage, or the edges to them, were changed")
-        for table, first, last in (("node", "id", "id"), ("edge_block", "first", "last")):
-            outside = f"{first} < 1 OR {last} > ? OR {first} > {last} OR typeof({last}) <> 'integer'"
+        for table, low, high in (("node", "id", "id"), ("edge_block", "first", "last")):
+            outside = f"{low} < 1 OR {high} > ? OR {low} > {high} OR typeof({high}) <> 'integer'"
             sql = f"SELECT count(*) FROM {table} WHERE {outside}"
             ((count,),) = umig.connection.execute(sql, (next_ - 1,))
             if count:

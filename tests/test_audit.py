@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-import stat
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,14 +12,10 @@ import cases_audit as cases
 import pytest
 import references_audit as slow
 import runs
-from crashes import killed_at
-from cryptography.hazmat.primitives import serialization as pem
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_unlearn.audit import AuditLog, Entry, PublicKey, SigningKey
+from fl_unlearn.audit import AuditLog, Entry, SigningKey
 from fl_unlearn.audit_entry import canonical, read_head
 from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.lineage import UMIG
@@ -239,62 +232,7 @@ def test_an_empty_store_has_nothing_to_adopt(tmp_path: Path) -> None:
         assert verify_store(store).problems == ()
 
 
-# --------------------------------------------------------------------------- keys
-def test_keys_are_made_once_and_read_back(tmp_path: Path) -> None:
-    made = SigningKey.generate(tmp_path / "k")
-    assert stat.S_IMODE((tmp_path / "k").stat().st_mode) == 0o600
-    loaded = SigningKey.load(str(tmp_path / "k"))
-    public = PublicKey.load(tmp_path / "k.pub")
-    assert public.fingerprint == made.public.fingerprint == loaded.public.fingerprint
-    signature = loaded.sign("store", "a" * 64)
-    assert public.verify("store", "a" * 64, signature)
-    for wrong in (("other", "a" * 64, signature), ("store", "b" * 64, signature)):
-        assert not public.verify(*wrong)
-    for other in (signature.upper(), signature + " ", signature[:-2], "", "ü" * 128):
-        assert not public.verify("store", "a" * 64, other)
-    before = (tmp_path / "k").read_bytes()
-    with pytest.raises(AuditError, match="is there already; keys are not overwritten"):
-        SigningKey.generate(tmp_path / "k")
-    (tmp_path / "k.pub").unlink()
-    with pytest.raises(AuditError, match="is there already"):
-        SigningKey.generate(tmp_path / "k")
-    assert (tmp_path / "k").read_bytes() == before
-    assert not (tmp_path / "k.pub").exists()
-    with pytest.raises(AuditError, match="cannot write the key"):
-        SigningKey.generate(tmp_path / "nowhere" / "k")
-
-
-def test_foreign_key_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    SigningKey.generate(tmp_path / "k")
-    private, public = pem.PrivateFormat.PKCS8, pem.PublicFormat.SubjectPublicKeyInfo
-    curve = generate_private_key(SECP256R1())
-    locked = Ed25519PrivateKey.generate().private_bytes(
-        pem.Encoding.PEM, private, pem.BestAvailableEncryption(b"secret")
-    )
-    (tmp_path / "locked").write_bytes(locked)
-    (tmp_path / "curve").write_bytes(curve.private_bytes(pem.Encoding.PEM, private, pem.NoEncryption()))
-    (tmp_path / "curve.pub").write_bytes(curve.public_key().public_bytes(pem.Encoding.PEM, public))
-    (tmp_path / "garbage").write_bytes(b"\xff\x00garbage")
-    load_private: Callable[[Path], object] = SigningKey.load
-    for load, name, match in (
-        (load_private, "k.pub", "holds a public key; signing needs the private one"),
-        (load_private, "locked", "protected by a password"),
-        (load_private, "curve", "a key of another kind"),
-        (load_private, "garbage", "is no private key"),
-        (load_private, "nowhere", "cannot read the key"),
-        (load_private, ".", "cannot read the key"),
-        (PublicKey.load, "k", "holds a private key; checking needs the public one"),
-        (PublicKey.load, "curve.pub", "of another kind than Ed25519"),
-        (PublicKey.load, "garbage", "is no public key"),
-        (PublicKey.load, "nowhere", "cannot read the key"),
-    ):
-        with pytest.raises(AuditError, match=match):
-            load(tmp_path / name)
-    (tmp_path / "k").chmod(0o644)
-    SigningKey.load(tmp_path / "k")
-    assert "can be read by other users" in caplog.text
-
-
+# --------------------------------------------------------------------------- signing
 def test_signing_starts_and_goes_on_and_keys_change(key: Path, tmp_path: Path) -> None:
     folder = tmp_path / "store"
     runs.filled(folder, rounds=1).close()
@@ -317,108 +255,6 @@ def test_a_key_that_cannot_be_read_leaves_the_store_alone(tmp_path: Path) -> Non
     with pytest.raises(AuditError, match="cannot read the key"):
         RunStore(tmp_path / "store", signing_key=tmp_path / "nowhere")
     assert not (tmp_path / "store").exists()
-
-
-# --------------------------------------------------------------------------- the head file
-def test_the_head_is_published_after_each_commit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    head = tmp_path / "elsewhere.json"
-    with RunStore(tmp_path / "store", keep=runs.ALL, audit_head=head) as store:
-        assert read_head(head)["seq"] == 1
-        with store.round():
-            store.record("g0", runs.state(100), kind="initial", round_=0)
-            assert read_head(head)["seq"] == 1  # not committed yet
-            with RunStore(tmp_path / "store", read_only=True) as reader:
-                assert verify_store(reader, head=head).pending == ()
-        assert read_head(head)["seq"] == 3
-        for step in cases.STEPS[1:]:
-            step(store)
-            entry = store.audit.head()
-            assert entry is not None
-            told = {"seq": entry.seq, "hash": entry.hash, "signature": None, "store": store.audit.store_id}
-            assert {**read_head(head), **told} == read_head(head)
-        with store.umig.transaction():
-            store.audit.append("x", {})
-    assert read_head(head)["seq"] == entry.seq + 1  # at closing at the latest
-    store.close()
-    assert caplog.text == ""
-
-
-def test_a_head_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    with RunStore(tmp_path / "store", audit_head=folder / "head") as store:
-        shutil.rmtree(folder)
-        store.record("g0", runs.state(100), kind="initial", round_=0)
-        assert "the head of the audit log was not written to" in caplog.text
-        folder.mkdir()
-    assert read_head(folder / "head")["seq"] == 3
-    with RunStore(tmp_path / "other", audit_head=tmp_path / "nowhere" / "head") as store:
-        store.set_meta("k", "v")
-        assert store.umig.get_meta("k") == "v"
-
-
-def test_a_head_that_does_not_fit_is_not_overwritten(tmp_path: Path) -> None:
-    head, folder = tmp_path / "head", tmp_path / "store"
-    runs.filled(folder, rounds=1).close()
-    shutil.copytree(folder, tmp_path / "older")
-    with RunStore(folder, keep=runs.ALL, audit_head=head) as store:
-        runs.write_round(store, 2)
-    before = head.read_bytes()
-    with pytest.raises(AuditError, match=r"lacks entry 5 .* or the store is an older copy"):
-        RunStore(tmp_path / "older", audit_head=head)
-    with RunStore(tmp_path / "older", keep=runs.ALL) as store:
-        runs.write_round(store, 2)
-    with pytest.raises(AuditError, match="lacks entry 5"):  # another history of the same length
-        RunStore(tmp_path / "older", audit_head=head)
-    for other in ("new", "older 2"):
-        with pytest.raises(AuditError, match="is the head of another audit log; move the file away"):
-            RunStore(tmp_path / other, audit_head=head)
-    assert head.read_bytes() == before
-    for content in ("garbage", "{}", '{"format":"fl-unlearn audit head 1"}', "[" * 100000):
-        head.write_text(content)
-        with pytest.raises(AuditError, match="is not a file that an audit log's head was written to"):
-            RunStore(folder, audit_head=head)
-        assert head.read_text() == content
-    head.write_bytes(before)
-    RunStore(folder, audit_head=head).close()
-    head.unlink()
-    RunStore(folder, audit_head=head).close()
-    assert head.read_bytes() == before
-
-
-def test_a_head_in_a_file_of_someone_elses(tmp_path: Path) -> None:
-    with pytest.raises(AuditError, match="cannot read the head file"):
-        RunStore(tmp_path / "store", audit_head=tmp_path)
-
-
-def test_killed_at_any_step_the_head_is_never_ahead(tmp_path: Path) -> None:
-    runs.filled(tmp_path / "template", rounds=1).close()
-    head, older = tmp_path / "head", 0
-    for at in range(0, 10_000, 3):
-        folder = tmp_path / f"killed-{at}"
-        shutil.copytree(tmp_path / "template", folder)
-        head.unlink(missing_ok=True)
-
-        def work(arm: Callable[[], None], folder: Path = folder) -> None:
-            with RunStore(folder, keep=runs.ALL, audit_head=head) as store:
-                arm()
-                runs.write_round(store, 2)
-                cases.forget(store, 1, cases.A, ["g1", "g2"])
-
-        killed = killed_at(at, work)
-        with RunStore(folder, read_only=True) as store:
-            found = [str(p) for p in verify_store(store, head=head).problems]
-            assert all("has a file that the log does not tell of" in f for f in found)
-            last = store.audit.head()
-            older += last is not None and last.seq > read_head(head)["seq"]
-        with RunStore(folder, keep=runs.ALL, audit_head=head) as store:
-            assert verify_store(store, head=head).problems == ()
-            assert store.audit.head().seq == read_head(head)["seq"]  # type: ignore[union-attr]
-        shutil.rmtree(folder)
-        if not killed:
-            break
-    assert at > 100
-    assert older > 5
 
 
 def test_a_damaged_log_stops_writing(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from fl_unlearn.audit import SigningKey
 from fl_unlearn.run_store import DATABASE, RunStore
 
-few = settings(max_examples=100, deadline=None)
-many = settings(max_examples=3000, deadline=None)
+few = settings(max_examples=80, deadline=None)
+many = settings(max_examples=250, deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -271,9 +271,10 @@ def test_each_finding_says_where(template: cases.Template, tmp_path: Path) -> No
     folder = template.copy(tmp_path / "store")
     (folder / "checkpoints" / "g2.safetensors").unlink()
     with cases.database(folder) as connection:
-        (block,) = connection.execute("SELECT edges FROM edge_block ORDER BY first DESC").fetchone()
+        newest = "first = (SELECT max(first) FROM edge_block)"
+        (block,) = connection.execute(f"SELECT edges FROM edge_block WHERE {newest}").fetchone()
         weight = np.array([0.25], "<f8").tobytes()
-        connection.execute("UPDATE edge_block SET edges = ? WHERE first = (SELECT max(first) FROM edge_block)", (block[:-8] + weight,))
+        connection.execute(f"UPDATE edge_block SET edges = ? WHERE {newest}", (block[:-8] + weight,))
         connection.execute("UPDATE alias SET client = 'x'")
         connection.execute("UPDATE audit SET time = '2020' WHERE seq = 3")
     found = "\n".join(cases.findings(folder, template.key.public, template.head))

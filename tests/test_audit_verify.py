@@ -177,3 +177,11 @@ def test_nodes_that_no_round_recorded_are_found(tmp_path: Path) -> None:
         runs.write_round(store, 2)  # does not vouch for what was slipped in before it
         found = "\n".join(str(p) for p in verify_store(store).problems)
         assert "nodes 6 to 8: are recorded where node 5 should follow" in found
+
+
+@pytest.mark.parametrize("place", [(4.5, 4.5), (9, 8), (-3, -3), (0, 0)])
+def test_edges_of_no_node_are_found(place: tuple[float, float], tmp_path: Path) -> None:
+    runs.filled(tmp_path).close()
+    with cases.database(tmp_path) as connection:
+        connection.execute("INSERT INTO edge_block VALUES (?, ?, 1, x'')", (int(place[0]), place[1]))
+    assert cases.findings(tmp_path)
