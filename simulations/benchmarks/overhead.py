@@ -3,9 +3,12 @@
 One `flwr run` per workload on the real simulation engine. Its server alternates blocks of rounds of FedAvg,
 bare and wrapped, in the order ABBA so that a drift of the machine cancels, all from the same start and with
 global checkpoints only (the default). A round's time runs from configure_train to the end of
-aggregate_train; there is no evaluation, which would lengthen rounds and flatter the percentage. A first block
-warms up and is not counted. The first round of each block is set apart: a wrapped run opens its store, asks
-clients who they are and records the initial model there, once.
+aggregate_train; there is no evaluation, which would lengthen rounds and flatter the percentage. Flower's
+simulation looks for replies every 0.1 s, which shows in round times; "server alone", the time inside the two
+hooks, does not depend on that, nor on the clients.
+
+A first block warms up and is not counted. The first round of each block is set apart: a wrapped run opens its
+store, asks clients who they are and records the initial model there, once.
 """
 
 from __future__ import annotations
@@ -235,8 +238,8 @@ def main() -> int:
     if not options.json:
         print(
             "Medians, quartiles in brackets; overhead: of the same round in neighbouring blocks, in % of\n"
-            f"the median bare round with the 95 % interval of the median. Aim: under {100 * AIM:.0f} %. Load\n"
-            f"before: {load:.1f} on {os.cpu_count()} cores. Written to {path}."
+            f"the median bare round with the 95 % interval of the median. Aim: under {100 * AIM:.0f} %.\n"
+            f"Load before: {load:.1f} on {os.cpu_count()} cores. Written to {path}."
         )
     return 0
 
