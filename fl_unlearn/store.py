@@ -23,6 +23,7 @@ from fl_unlearn.types import CorruptCheckpointError, SettingsError, StateDict, S
 SUFFIX = ".safetensors"
 STAGED = ".staged"
 REDO = ".redo"
+_WORTH_A_THREAD = 4 << 20  # bytes; below, starting one takes longer than hashing
 
 Runs = list[tuple[int, bytes]]
 """Bytes to be written into a file: where, and what."""
@@ -100,10 +101,17 @@ class CheckpointStore:
         header, tensors = encode_parts(state, applied)
         size = len(header) + sum(map(len, tensors.values()))
         parts: list[Bytes] = [header, *(tensors[s.name] for s in parse(header, size, file).segments)]
-        with ThreadPoolExecutor(1) as other:  # hashing and writing both take long, and both release the GIL
-            digests = other.submit(lambda: [sha256(part).digest() for part in parts])
+
+        def digests() -> list[bytes]:
+            return [sha256(part).digest() for part in parts]
+
+        if size < _WORTH_A_THREAD:
             self.files.write(file, parts)
-        return FileInfo.of(digests.result(), size)
+            return FileInfo.of(digests(), size)
+        with ThreadPoolExecutor(1) as other:  # hashing and writing both take long, and both release the GIL
+            hashing = other.submit(digests)
+            self.files.write(file, parts)
+        return FileInfo.of(hashing.result(), size)
 
     def stage_parts(self, name: str, parts: Iterable[Bytes]) -> None:
         """As `stage`, from a file's bytes as they come."""

@@ -167,6 +167,15 @@ def test_order_dtypes_and_bytes_are_those_of_safetensors() -> None:
     assert split(encode(state, APPLIED)) == split(plain)
 
 
+def test_large_files_have_the_digests_of_their_bytes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    state = odd_state() | {"large": torch.arange(2 << 20, dtype=torch.float32)}
+    info = store.write("large", state, APPLIED)
+    assert info.size > 8 << 20
+    assert store.path("large").read_bytes() == encode(state, APPLIED)
+    assert info == decode(encode(state, APPLIED), "large").info
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     data = encode(odd_state(), APPLIED)
     for _ in range(5):
