@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class bench-store clean
+.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead faults clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and
 
 bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside loops and copies (30 GB of disk)
 	$(BIN)/python -m simulations.benchmarks.store $(ARGS)
+
+bench-overhead: $(VENV)/.sim  ## what recording costs a training run, on the simulation engine (table and JSON)
+	$(BIN)/python -m simulations.benchmarks.overhead $(ARGS)
 
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,6 +8,7 @@ interrupts it can be finished later.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,6 +23,7 @@ from fl_unlearn.types import CorruptCheckpointError, SettingsError, StateDict, S
 SUFFIX = ".safetensors"
 STAGED = ".staged"
 REDO = ".redo"
+_WORTH_A_THREAD = 4 << 20  # bytes; below, starting one takes longer than hashing
 
 Runs = list[tuple[int, bytes]]
 """Bytes to be written into a file: where, and what."""
@@ -96,11 +98,20 @@ class CheckpointStore:
         return self._write(file_name(name) + STAGED, state, applied)
 
     def _write(self, file: str, state: StateDict, applied: tuple[str, ...]) -> FileInfo:
-        header, body = encode_parts(state, applied)
-        self.files.write(file, (header, body))
-        layout = parse(header, len(header) + len(body), file)
-        parts = [sha256(body[s.start - len(header) :][: s.size]).digest() for s in layout.segments]
-        return FileInfo.of([sha256(header).digest(), *parts], layout.size)
+        header, tensors = encode_parts(state, applied)
+        size = len(header) + sum(map(len, tensors.values()))
+        parts: list[Bytes] = [header, *(tensors[s.name] for s in parse(header, size, file).segments)]
+
+        def digests() -> list[bytes]:
+            return [sha256(part).digest() for part in parts]
+
+        if size < _WORTH_A_THREAD:
+            self.files.write(file, parts)
+            return FileInfo.of(digests(), size)
+        with ThreadPoolExecutor(1) as other:  # hashing and writing both take long, and both release the GIL
+            hashing = other.submit(digests)
+            self.files.write(file, parts)
+        return FileInfo.of(hashing.result(), size)
 
     def stage_parts(self, name: str, parts: Iterable[Bytes]) -> None:
         """As `stage`, from a file's bytes as they come."""

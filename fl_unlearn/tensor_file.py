@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from fl_unlearn.files import read_exactly
+from fl_unlearn.files import Bytes, read_exactly
 from fl_unlearn.types import CorruptCheckpointError, StateDict
 
 _KEY = "fl_unlearn"
@@ -115,20 +115,31 @@ class Layout:
 
 def encode(state: StateDict, applied: tuple[str, ...] = ()) -> bytes:
     """A model as the bytes of one safetensors file (tied tensors are written under each name)."""
-    return b"".join(encode_parts(state, applied))
+    header, tensors = encode_parts(state, applied)
+    parts: list[Bytes] = [header, *tensors.values()]
+    return b"".join(parts)
 
 
-def encode_parts(state: StateDict, applied: tuple[str, ...] = ()) -> tuple[bytes, memoryview]:
-    """As `encode`, in two parts, which need not be joined to be written: the header and the tensors' bytes.
+def encode_parts(state: StateDict, applied: tuple[str, ...] = ()) -> tuple[bytes, dict[str, memoryview]]:
+    """As `encode`, in parts, which need not be joined to be written: the header, then each tensor's bytes.
 
-    The header ends in blanks, as the format allows: room for further updates to be noted in place.
+    The bytes are those of ``state`` itself where its tensors are contiguous and on the CPU; their order is
+    that of the file. The header ends in blanks, as the format allows: room for further updates to be noted
+    in place.
     """
-    tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
+    # From stand-ins of one element, safetensors tells order and dtypes without copying a whole model.
     # A single metadata key: with several, their order in the file, and so the digest, would be random.
-    data = safetensors.torch.save(tensors, metadata={_KEY: _applied_json(applied)})
-    size = 8 + int.from_bytes(data[:8], "little")
-    room = size - 8 + _UPDATES_AHEAD * _BYTES_AN_UPDATE
-    return _render(json.loads(data[8:size]), room), memoryview(data)[size:]
+    standins = {n: torch.empty(1, dtype=t.dtype) for n, t in state.items()}
+    data = safetensors.torch.save(standins, metadata={_KEY: _applied_json(applied)})
+    fields = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    tensors: dict[str, memoryview] = {}
+    at = 0
+    for name in sorted(state, key=lambda n: int(fields[n]["data_offsets"][0])):
+        flat = state[name].detach().cpu().contiguous().reshape(-1)
+        tensors[name] = flat.view(torch.uint8).numpy().data
+        fields[name].update(shape=list(state[name].shape), data_offsets=[at, at + len(tensors[name])])
+        at += len(tensors[name])
+    return _render(fields, room=0), tensors
 
 
 def decode(data: bytes | bytearray, source: str) -> Checkpoint:

@@ -149,6 +149,33 @@ def test_any_tensors_round_trip(tmp_path: Path) -> None:
     check_same(decode(encode({}), "empty"), {})
 
 
+def test_order_dtypes_and_bytes_are_those_of_safetensors() -> None:
+    more = {
+        "float8": torch.zeros(3).to(torch.float8_e4m3fn),
+        "complex": torch.randn(3, dtype=torch.complex64),
+        "also empty": torch.empty(0, dtype=torch.uint8),
+        'odd "näme"': torch.zeros(4, dtype=torch.uint16),
+    }
+    state = odd_state() | more
+    metadata = {"fl_unlearn": json.dumps({"applied": list(APPLIED)})}
+    plain = safetensors.torch.save({n: t.clone().contiguous() for n, t in state.items()}, metadata=metadata)
+
+    def split(data: bytes) -> tuple[list[object], bytes]:
+        size = 8 + int.from_bytes(data[:8], "little")
+        return list(json.loads(data[8:size]).items()), data[size:]
+
+    assert split(encode(state, APPLIED)) == split(plain)
+
+
+def test_large_files_have_the_digests_of_their_bytes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    state = odd_state() | {"large": torch.arange(2 << 20, dtype=torch.float32)}
+    info = store.write("large", state, APPLIED)
+    assert info.size > 8 << 20
+    assert store.path("large").read_bytes() == encode(state, APPLIED)
+    assert info == decode(encode(state, APPLIED), "large").info
+
+
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
     data = encode(odd_state(), APPLIED)
     for _ in range(5):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Mapping
@@ -17,6 +16,9 @@ from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import AnswerError, ModelMismatchError, StoreError
 
 log = logging.getLogger(__name__)
+
+Values = list[tuple[str, bytes]]
+"""Names and serialised values, in the model's order."""
 
 
 @dataclass
@@ -50,21 +52,20 @@ class Recorder:
         self.offset = max(self.store.umig.last_round(), 0)
         self.current: str | None = None
         self._last: ArrayRecord | None = None
-        self._digest, self._previous = "", 0
+        self._values: Values = []
+        self._previous = 0
 
     def broadcast(self, server_round: int, arrays: ArrayRecord) -> None:
         """Note the model that a round starts from: the one recorded last, unless somebody changed it."""
         if server_round <= self._previous:  # a second schedule of rounds in the same run
             self.offset = self.store.umig.last_round() - server_round + 1
         self._previous = server_round
-        if arrays is self._last and self.current is not None:
-            return
-        digest = digest_of(arrays)
+        values = values_of(arrays)
         if self.current is None:
             self.current = self._begin(arrays)
-        elif digest != self._digest:
+        elif values != self._values:
             self.current = self._record_changed(arrays, self.current, self.offset + server_round - 1)
-        self._last, self._digest = arrays, digest
+        self._last, self._values = arrays, values
 
     def read_updates(self, server_round: int, replies: Mapping[str, RecordDict]) -> list[Update]:
         """Copy what is to be recorded of the clients' replies, before the strategy sees them."""
@@ -119,7 +120,7 @@ class Recorder:
                     parents=parents or {self.current: 1.0},
                 )
         if arrays is not None:
-            self.current, self._last, self._digest = made, arrays, digest_of(arrays)
+            self.current, self._last, self._values = made, arrays, values_of(arrays)
         self.store.prune()
 
     @property
@@ -129,7 +130,7 @@ class Recorder:
 
     def refresh(self, arrays: ArrayRecord) -> None:
         """Note that the current model's arrays were replaced in place by their unlearned values."""
-        self._last, self._digest = arrays, digest_of(arrays)
+        self._last, self._values = arrays, values_of(arrays)
 
     def _begin(self, arrays: ArrayRecord) -> str:
         """The node of the model a run starts from: the store's newest global one, or one that follows it."""
@@ -142,7 +143,7 @@ class Recorder:
             return name
         if self.store.info(newest.name) is not None:
             state = self.store.load(newest.name).state
-            if digest_of(records.to_arrays(state)) == digest_of(arrays):
+            if values_of(records.to_arrays(state)) == values_of(arrays):
                 return newest.name
         # Whatever it is (the same model after a change of dtype, say), it may have inherited from the newest.
         return self._record_changed(arrays, newest.name, self.offset)
@@ -196,9 +197,11 @@ def _metrics(content: RecordDict) -> dict[str, int | float]:
     }
 
 
-def digest_of(arrays: ArrayRecord) -> str:
-    """SHA-256 over names and serialised values."""
-    sha = hashlib.sha256()
-    for name, array in arrays.items():
-        sha.update(name.encode() + b"\0" + array.data)
-    return sha.hexdigest()
+def values_of(arrays: ArrayRecord) -> Values:
+    """What an ArrayRecord holds now, to be compared with ``==`` later.
+
+    Nothing is copied or hashed: the bytes objects themselves are kept. They cannot change, so that whoever
+    changes the record must put others in their place; where the same ones are still there, comparing two
+    lists looks at none of their bytes, and otherwise it compares all of them.
+    """
+    return [(name, array.data) for name, array in arrays.items()]

@@ -1,0 +1,1 @@
+"""A Flower app that measures what recording costs a training run."""
