@@ -188,26 +188,26 @@ class RunStore:
                 self._execute("INSERT INTO checkpoint VALUES (?, ?, ?)", node.id, info.digest, info.size)
         return node
 
+    def prunable(self) -> list[tuple[str, int]]:
+        """Names and bytes of the checkpoints that `prune` would drop now, oldest first."""
+        query = "SELECT n.name, n.kind, c.size FROM checkpoint c JOIN node n ON n.id = c.node_id ORDER BY n.id"
+        rows = self._execute(query).fetchall() if self.keep.byte_budget is not None else []
+        newest = max((i for i, row in enumerate(rows) if row[1] == NodeKind.AGGREGATE), default=-1)
+        excess = sum(size for *_, size in rows) - (self.keep.byte_budget or 0)
+        chosen = []
+        for i, (name, kind, size) in enumerate(rows):
+            if excess > 0 and kind != NodeKind.INITIAL and i != newest:
+                chosen.append((name, size))
+                excess -= size
+        return chosen
+
     def prune(self) -> list[str]:
         """Drop the oldest checkpoints until the byte budget holds; returns the names dropped."""
-        if self.keep.byte_budget is None:
-            return []
-        rows = self._execute(
-            "SELECT n.name, n.kind, c.size, c.node_id FROM checkpoint c JOIN node n ON n.id = c.node_id "
-            "ORDER BY c.node_id"
-        ).fetchall()
-        newest = max((r[3] for r in rows if r[1] == NodeKind.AGGREGATE), default=-1)
-        excess = sum(r[2] for r in rows) - self.keep.byte_budget
-        dropped = []
-        with self.umig.transaction():
-            for name, kind, size, node_id in rows:
-                if excess <= 0:
-                    break
-                if kind == NodeKind.INITIAL or node_id == newest:
-                    continue
-                self._execute("DELETE FROM checkpoint WHERE node_id = ?", node_id)
-                dropped.append(name)
-                excess -= size
+        dropped = [name for name, _ in self.prunable()]
+        if dropped:
+            drop = "DELETE FROM checkpoint WHERE node_id = (SELECT id FROM node WHERE name = ?)"
+            with self.umig.transaction():
+                self.umig.connection.executemany(drop, ((name,) for name in dropped))
         for name in dropped:
             self.checkpoints.delete(name)
         return dropped

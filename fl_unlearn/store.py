@@ -220,6 +220,20 @@ class CheckpointStore:
             )
         return decode(data, str(path))
 
+    def applied(self, name: str) -> tuple[str, ...]:
+        """Digests of the updates applied to a model, from the head of its file; no tensor is read.
+
+        Raises:
+            CorruptCheckpointError: If the file is missing, truncated or no safetensors file.
+        """
+        path = self.path(name)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                head = json.loads((file.metadata() or {}).get(_HEADER, "{}"))
+            return tuple(map(str, head.get("applied", [])))
+        except (OSError, safetensors.SafetensorError, ValueError, AttributeError, TypeError) as e:
+            raise CorruptCheckpointError(f"{path} cannot be read as a safetensors file ({e})") from e
+
     def delete(self, name: str) -> None:
         """Remove a model's file, if there is one."""
         self.path(name).unlink(missing_ok=True)
