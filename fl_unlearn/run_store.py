@@ -190,7 +190,8 @@ class RunStore:
 
     def prunable(self) -> list[tuple[str, int]]:
         """Names and bytes of the checkpoints that `prune` would drop now, oldest first."""
-        query = "SELECT n.name, n.kind, c.size FROM checkpoint c JOIN node n ON n.id = c.node_id ORDER BY n.id"
+        kept = "checkpoint c JOIN node n ON n.id = c.node_id"
+        query = f"SELECT n.name, n.kind, c.size FROM {kept} ORDER BY n.id"
         rows = self._execute(query).fetchall() if self.keep.byte_budget is not None else []
         newest = max((i for i, row in enumerate(rows) if row[1] == NodeKind.AGGREGATE), default=-1)
         excess = sum(size for *_, size in rows) - (self.keep.byte_budget or 0)
