@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from fl_unlearn import __version__
 from fl_unlearn.cli import checkpoints, gc, lineage, status
 from fl_unlearn.cli.output import say, tolerate_names
+from fl_unlearn.cli.stores import STORE_HELP
 
 HELP = """Look at what a federation's run left behind: its models, what they forgot, and the proof of it.
 
@@ -52,10 +53,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("status")(status.status)
-app.command("lineage")(lineage.lineage)
+app.command("status", epilog=STORE_HELP)(status.status)
+app.command("lineage", epilog=STORE_HELP)(lineage.lineage)
 app.add_typer(checkpoints.app, name="checkpoints")
-app.command("gc")(gc.gc)
+app.command("gc", epilog=STORE_HELP)(gc.gc)
 
 
 def _print_version(asked: bool) -> None:

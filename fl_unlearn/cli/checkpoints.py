@@ -19,7 +19,7 @@ from fl_unlearn.cli.output import (
     short,
     table,
 )
-from fl_unlearn.cli.stores import Kept, Store
+from fl_unlearn.cli.stores import STORE_HELP, Kept, Store
 
 if TYPE_CHECKING:
     from fl_unlearn.run_store import RunStore
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="The models that a store keeps as files.")
 
 
-@app.command("list")
+@app.command("list", epilog=STORE_HELP)
 def list_(folder: Store, as_json: JsonLines = False) -> None:
     """Every checkpoint: its model, its size, how many updates it has had, and its digest."""
     with stores.reading(folder) as store:
@@ -58,7 +58,7 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     return name, kind, made, Size(entry["bytes"]), updates, short(entry["digest"])
 
 
-@app.command()
+@app.command(epilog=STORE_HELP)
 def verify(folder: Store, as_json: Json = False) -> None:
     """Check every file against the ledger. Exit code 1 if one is missing, changed, foreign or a link."""
     with stores.reading(folder) as store:

@@ -79,6 +79,8 @@ def draw(store: RunStore, path: Path, roots: list[str]) -> str:
 def _first_rounds(store: RunStore) -> tuple[nx.DiGraph, str]:
     import networkx as nx
 
+    from fl_unlearn.types import LineageError
+
     rounds = stores.rounds(store)
     drawn, total = [], 0
     for found in rounds:
@@ -87,7 +89,7 @@ def _first_rounds(store: RunStore) -> tuple[nx.DiGraph, str]:
             break
         drawn.append(found.number)
     if rounds and not drawn:
-        raise typer.BadParameter(
+        raise LineageError(
             f"round {rounds[0].number} alone has more than {MOST_DRAWN:,} models, too many for a picture; "
             "--export the graph and draw it with a program made for that"
         )

@@ -21,7 +21,7 @@ Budget = Annotated[
     typer.Option(
         min=1,
         metavar="BYTES",
-        help="Also drop the oldest checkpoints until the rest fits; the initial and newest global models stay.",
+        help="Drop the oldest checkpoints too until the rest fits; initial and newest global model stay.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done; nothing is touched.")]

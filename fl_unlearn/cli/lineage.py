@@ -108,17 +108,21 @@ def _roots(store: RunStore, target: str) -> list[str]:
 
 
 def _roots_of_client(store: RunStore, name: str) -> list[str]:
+    from fl_unlearn.types import LineageError
+
     clients = store.clients()
     owners = [owner for owner, client in clients.items() if client == name]
     if not owners:
         known = sorted(set(clients.values()))
         hint = f"known: {some(known, 20)}" if known else "no client has trained yet"
-        raise typer.BadParameter(f"no model was recorded for a client {name!r}; {hint}")
+        raise LineageError(f"no model was recorded for a client {name!r}; {hint}")
     return [node.name for node in store.umig.roots(owners)]
 
 
 def _roots_of_class(store: RunStore, label: int) -> list[str]:
     """As the requests found them: which client holds a class is asked when a request is served."""
+    from fl_unlearn.types import LineageError
+
     asked = [o.request for o in store.operations.all() if label in (o.request.get("classes") or ())]
     recorded = {name for request in asked for name in request.get("roots") or ()}
     holders = {client for request in asked for client in request.get("holders") or ()}
@@ -126,7 +130,7 @@ def _roots_of_class(store: RunStore, label: int) -> list[str]:
         owners = [owner for owner, client in store.clients().items() if client in holders]
         recorded = {node.name for node in store.umig.roots(owners)} if owners else set()
     if not recorded:
-        raise typer.BadParameter(
+        raise LineageError(
             f"no request to forget class {label} was served from this store, so it is not known which "
             "clients hold it; name a client instead, such as --affected-by client:4"
         )

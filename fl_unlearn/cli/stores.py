@@ -18,9 +18,10 @@ try:
 except ImportError:  # Windows: nobody can tell
     fcntl = None  # type: ignore[assignment]
 
-Store = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Folder of a run.", exists=True, file_okay=False)
-]
+# Hidden: typer 0.20, the newest that Flower allows, loses an argument's help under click 8.5. The usage line
+# shows it all the same, and the text below the options explains it.
+Store = Annotated[Path, typer.Argument(metavar="STORE", exists=True, file_okay=False, hidden=True)]
+STORE_HELP = "STORE: the folder of a run, as given to UnlearningStrategy(store=...)."
 
 
 @contextmanager
