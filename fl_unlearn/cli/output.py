@@ -46,7 +46,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: b
     made = Table(box=None, pad_edge=False, show_header=header, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
         numbers = all(isinstance(line[i], int | float | Size) or line[i] is None for line in lines)
-        made.add_column(name, justify="right" if numbers and lines else "left", overflow="fold")
+        made.add_column(Text(clean(name)), justify="right" if numbers and lines else "left", overflow="fold")
     for line in lines:
         made.add_row(*(Text(clean(value)) for value in line))
     console().print(made)
