@@ -92,7 +92,9 @@ def test_it_runs_as_a_module_and_by_its_installed_name(folder):
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(folder):
-    module = f"'{sys.executable}' -m fl_unlearn.cli lineage '{folder}' --affected-by client:0 --json | head -1"
+    module = (
+        f"'{sys.executable}' -m fl_unlearn.cli lineage '{folder}' --affected-by client:0 --json | head -1"
+    )
     result = subprocess.run(module, shell=True, capture_output=True, text=True)
     assert result.stdout.count("\n") == 1
     assert "Traceback" not in result.stderr
@@ -146,7 +148,9 @@ def absent(path: Path) -> None:
 
 @pytest.mark.parametrize("command", [*LOOKING, ("gc",)], ids=" ".join)
 @pytest.mark.parametrize(
-    "make", [absent, blank, a_file, foreign, no_database, truncated, newer, without_run], ids=lambda f: f.__name__
+    "make",
+    [absent, blank, a_file, foreign, no_database, truncated, newer, without_run],
+    ids=lambda f: f.__name__,
 )
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path, command, make):
     path = tmp_path / "run"
@@ -254,7 +258,9 @@ def test_status_tells_who_writes_and_what_is_to_be_done(tmp_path):
         assert [Path(p).name for p in found["leftovers"]] == ["torn.safetensors.partial"]
         assert not found["operations"][0]["done"]
     text = run("status", store.folder).stdout
-    assert "2 checkpoints to put in place, 1 leftover file to remove (by the next run, or fl-unlearn gc)" in text
+    assert (
+        "2 checkpoints to put in place, 1 leftover file to remove (by the next run, or fl-unlearn gc)" in text
+    )
     assert re.search("being written +no", text)
 
 
