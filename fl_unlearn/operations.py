@@ -7,10 +7,12 @@ that a crash in between is finished by `OperationLedger.finish` at the next star
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fl_unlearn.audit import AuditLog
+from fl_unlearn.audit_entry import canonical, plain
 from fl_unlearn.lineage import UMIG, Node
 from fl_unlearn.store import CheckpointStore, FileInfo
 
@@ -58,10 +60,11 @@ class OperationLedger:
     Args:
         umig: The graph whose file holds the ledger.
         checkpoints: The checkpoints that operations change.
+        audit: The log in which decisions, applications and receipts are written.
     """
 
-    def __init__(self, umig: UMIG, checkpoints: CheckpointStore) -> None:
-        self.umig, self.checkpoints = umig, checkpoints
+    def __init__(self, umig: UMIG, checkpoints: CheckpointStore, audit: AuditLog) -> None:
+        self.umig, self.checkpoints, self.audit = umig, checkpoints, audit
 
     def decide(
         self,
@@ -83,13 +86,17 @@ class OperationLedger:
             staged: The staged files.
             clients: Clients that still have to be told.
         """
-        with self.umig.transaction():
+        staged, clients, request = list(staged), list(clients), plain(dict(request))
+        files = {s.node.name: [s.before.digest, s.after.digest, s.after.size] for s in staged}
+        said = {"update": client_update, "request": request, "checkpoints": files, "clients": clients}
+        with self.audit.transaction():
+            self.audit.append("decided", {"operation": digest, **said})
             self._execute(
                 "INSERT INTO operation (digest, client_update, request, done) VALUES (?, ?, ?, 0) "
                 "ON CONFLICT (digest) DO UPDATE SET done = 0",
                 digest,
                 client_update,
-                json.dumps(dict(request)),
+                canonical(request),
             )
             (operation,) = self._execute("SELECT id FROM operation WHERE digest = ?", digest).fetchone()
             for s in staged:
@@ -100,7 +107,8 @@ class OperationLedger:
 
     def finish(self) -> None:
         """Put in place what was decided and not yet done."""
-        for (operation,) in self._execute("SELECT id FROM operation WHERE done = 0 ORDER BY id").fetchall():
+        undone = self._execute("SELECT id, digest FROM operation WHERE done = 0 ORDER BY id").fetchall()
+        for operation, digest in undone:
             rows = self._execute(
                 f"SELECT n.name, a.node_id, a.after, a.size {_PENDING} AND a.operation_id = ?", operation
             ).fetchall()
@@ -108,7 +116,8 @@ class OperationLedger:
                 self.checkpoints.promote(name)
             # Before the ledger says so: after a power cut the renames must not be missing.
             self.checkpoints.sync()
-            with self.umig.transaction():
+            with self.audit.transaction():
+                self.audit.append("applied", {"operation": digest})
                 for _, node_id, after, size in rows:
                     self._execute(
                         "UPDATE checkpoint SET digest = ?, size = ? WHERE node_id = ?", after, size, node_id
@@ -119,9 +128,10 @@ class OperationLedger:
         """Names of the models whose decided successor is not in place yet."""
         return {name for (name,) in self._execute(f"SELECT n.name {_PENDING}")}
 
-    def settle(self, digest: str, client: str) -> None:
-        """Note that a client has applied the update of an operation."""
-        with self.umig.transaction():
+    def settle(self, digest: str, client: str, receipts: Sequence[str] = ()) -> None:
+        """Note that a client has applied the update of an operation; ``receipts`` are its own words."""
+        with self.audit.transaction():
+            self.audit.append("receipt", {"operation": digest, "client": client, "texts": list(receipts)})
             self._execute(
                 "DELETE FROM outstanding WHERE client = ? AND operation_id = "
                 "(SELECT id FROM operation WHERE digest = ?)",

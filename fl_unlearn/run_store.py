@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
+from fl_unlearn.audit import AUDIT_TABLES, AuditLog, SigningKey
+from fl_unlearn.audit_entry import text_digest
+from fl_unlearn.audit_replay import snapshot
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.lineage import UMIG, Node, NodeKind
 from fl_unlearn.lineage_file import text
@@ -55,6 +58,12 @@ CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
 """
 
 
+def make_tables(umig: UMIG) -> None:
+    """Make the tables of a run beside the lineage's, where they are not there yet."""
+    for statement in filter(str.strip, (_TABLES + OPERATION_TABLES + AUDIT_TABLES).split(";")):
+        umig.connection.execute(statement)
+
+
 def _lock(folder: Path) -> IO[str]:
     """Keep other processes from writing here; the system lets go of it when this one ends, however it does.
 
@@ -80,14 +89,24 @@ class RunStore:
         folder: The folder; made when absent, unless ``read_only``.
         keep: Which models are kept as checkpoints from now on.
         read_only: Look, do not touch: no recovery, no writing; works while a run writes.
+        signing_key: File of the key that signs the audit log (`audit.SigningKey.generate` makes one).
+        audit_head: File, best on another machine's disk, to which the log's newest hash is written.
 
     Raises:
         StoreError: If the folder holds something else, or cannot be written.
+        AuditError: If the key or the head file does not fit the store's audit log.
     """
 
     def __init__(
-        self, folder: str | Path, *, keep: KeepPolicy | None = None, read_only: bool = False
+        self,
+        folder: str | Path,
+        *,
+        keep: KeepPolicy | None = None,
+        read_only: bool = False,
+        signing_key: str | Path | None = None,
+        audit_head: str | Path | None = None,
     ) -> None:
+        key = SigningKey.load(signing_key) if signing_key is not None and not read_only else None
         self.folder = Path(folder).absolute()
         self.keep = keep or KeepPolicy()
         self._lock: IO[str] | None = None
@@ -102,13 +121,19 @@ class RunStore:
                 raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
         self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
         self.checkpoints = CheckpointStore(self.folder / "checkpoints")
-        self.operations = OperationLedger(self.umig, self.checkpoints)
+        self.audit = AuditLog(self.umig, key=key, head=Path(audit_head) if audit_head is not None else None)
+        self.operations = OperationLedger(self.umig, self.checkpoints, self.audit)
         self._written: list[str] = []
         if not read_only:
-            with self.umig.transaction():
-                for statement in filter(str.strip, (_TABLES + OPERATION_TABLES).split(";")):
-                    self.umig.connection.execute(statement)
-            self.recover()
+            try:
+                with self.umig.transaction():
+                    make_tables(self.umig)
+                    self.audit.start(lambda: snapshot(self.umig))
+                self.recover()
+                self.audit.publish()
+            except BaseException:
+                self.close()  # or the lock would be held for as long as the error is
+                raise
         elif not self._execute("SELECT 1 FROM sqlite_master WHERE name = 'outstanding'").fetchall():
             self.close()
             raise StoreError(f"{self.folder} holds a lineage, but no run was stored there. Check the path")
@@ -131,7 +156,7 @@ class RunStore:
         """Everything recorded inside is one transaction; on an error its files are removed again."""
         outer, self._written = self._written, []
         try:
-            with self.umig.transaction():
+            with self.umig.transaction(), self.audit.recording():
                 yield
         except BaseException:
             for name in self._written:
@@ -142,6 +167,7 @@ class RunStore:
             outer.extend(self._written)
         finally:
             self._written = outer
+        self.audit.publish()  # not above: an interruption here must not remove files that are committed
 
     def record(
         self,
@@ -207,8 +233,9 @@ class RunStore:
         dropped = [name for name, _ in self.prunable()]
         if dropped:
             drop = "DELETE FROM checkpoint WHERE node_id = (SELECT id FROM node WHERE name = ?)"
-            with self.umig.transaction():
+            with self.audit.transaction():
                 self.umig.connection.executemany(drop, ((name,) for name in dropped))
+                self.audit.append("pruned", {"checkpoints": dropped})
         for name in dropped:
             self.checkpoints.delete(name)
         return dropped
@@ -222,7 +249,7 @@ class RunStore:
         if known is None:
             if remember:
                 plain = {n: asdict(s) for n, s in signature.items()}
-                self.umig.set_meta("signature", json.dumps(plain))
+                self.set_meta("signature", json.dumps(plain))
             return
         difference = signature_difference(known, signature)
         if difference:
@@ -230,6 +257,12 @@ class RunStore:
                 f"{self.folder} is the store of another model: {difference}. "
                 "Use a store of its own for each model architecture"
             )
+
+    def set_meta(self, key: str, value: str) -> None:
+        """`UMIG.set_meta`, with an entry in the audit log."""
+        with self.audit.transaction():
+            self.umig.set_meta(key, value)
+            self.audit.append("noted", {"key": key, "value_sha256": text_digest(value)})
 
     def signature(self) -> dict[str, TensorSpec] | None:
         """Names, shapes and dtypes of the store's model; None while it holds none."""
@@ -286,7 +319,8 @@ class RunStore:
     def save_update(self, update: DampeningUpdate) -> Path:
         """Keep an update's file, ``updates/<digest>.safetensors``."""
         path = self.folder / "updates" / f"{update.digest}.safetensors"
-        write_atomically(path, update.to_bytes())
+        info = write_atomically(path, update.to_bytes())
+        self.audit.append("kept", {"update": update.digest, "sha256": info.digest})
         return path
 
     def update(self, digest: str) -> DampeningUpdate:
@@ -305,6 +339,13 @@ class RunStore:
         if update.digest != digest:
             raise CorruptCheckpointError(f"the update {path} was changed: its digest is {update.digest[:12]}")
         return update
+
+    def drop_updates(self, digests: Collection[str]) -> None:
+        """Remove the files of updates that nothing needs any more."""
+        if digests:
+            self.audit.append("pruned", {"updates": sorted(digests)})
+        for digest in digests:
+            (self.folder / "updates" / f"{digest}.safetensors").unlink(missing_ok=True)
 
     def recover(self) -> None:
         """Finish committed operations, and remove the files of those that were never committed."""
@@ -325,9 +366,11 @@ class RunStore:
         """Remember that what is recorded under ``owner``, if anything is, is this client's."""
         recorded = any(True for _ in self.umig.nodes(owner=owner))
         waiting = self._execute("SELECT 1 FROM outstanding WHERE client = ?", owner).fetchone()
-        if not recorded and not waiting:
+        known = self._execute("SELECT client FROM alias WHERE owner = ?", owner).fetchone()
+        if not waiting and (not recorded or known == (client,)):
             return
-        with self.umig.transaction():
+        with self.audit.transaction():
+            self.audit.append("identified", {"owner": owner, "client": client, "recorded": recorded})
             if recorded:
                 self._execute("INSERT OR REPLACE INTO alias VALUES (?, ?)", owner, client)
             self._execute("UPDATE OR IGNORE outstanding SET client = ? WHERE client = ?", client, owner)

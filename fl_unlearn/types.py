@@ -80,6 +80,10 @@ class CorruptCheckpointError(StoreError):
     """A checkpoint is missing, truncated, or differs from the digest that was recorded for it."""
 
 
+class AuditError(StoreError):
+    """The audit log, a key, or a certificate cannot be used."""
+
+
 class StoreFullError(StoreError):
     """No room was left on the disk; nothing was changed."""
 

@@ -94,7 +94,7 @@ def test_a_long_list_is_cut_for_people_only(folder):
 
 
 def test_pages_of_a_long_list_join_up(folder, monkeypatch):
-    monkeypatch.setattr("fl_unlearn.cli.lineage._PAGE", 4)
+    monkeypatch.setattr("fl_unlearn.cli.output.PAGE", 4)
     lines = run("lineage", folder, "--affected-by", "client:0", "--limit", 0).stdout.splitlines()
     assert [line.split()[1] for line in lines[1:-1]] == affected(folder, "0")
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from fl_unlearn import __version__
-from fl_unlearn.cli import checkpoints, gc, lineage, status
+from fl_unlearn.cli import audit, checkpoints, gc, lineage, status
 from fl_unlearn.cli.output import say, tolerate_names
 from fl_unlearn.cli.stores import STORE_HELP
 
@@ -56,6 +56,7 @@ app = typer.Typer(
 app.command("status", epilog=STORE_HELP)(status.status)
 app.command("lineage", epilog=STORE_HELP)(lineage.lineage)
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(audit.app, name="audit")
 app.command("gc", epilog=STORE_HELP)(gc.gc)
 
 

@@ -37,7 +37,7 @@ def check_names(export_: Path | None, picture: Path | None) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A file to write, moved to ``path`` when it is whole; its name ends like ``path``'s."""
     with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".fl-unlearn-") as scratch:
         made = Path(scratch) / path.name
@@ -49,7 +49,7 @@ def export(store: RunStore, path: Path, roots: list[str]) -> None:
     """Write the graph in the format that the name of the file asks for."""
     from fl_unlearn import lineage_io
 
-    with _replacing(path) as made:
+    with replacing(path) as made:
         if path.suffix == ".json":
             with open(made, "w", encoding="utf-8") as file:
                 json.dump(lineage_io.to_node_link(store.umig), file)
@@ -71,7 +71,7 @@ def draw(store: RunStore, path: Path, roots: list[str]) -> str:
     graph, part = _first_rounds(store)
     affected = {node.name for node in store.umig.affected(roots) if node.name in graph}
     figure, _ = lineage_figure(graph, affected)
-    with _replacing(path) as made:
+    with replacing(path) as made:
         figure.savefig(made, dpi=150)
     return part
 

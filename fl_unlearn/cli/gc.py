@@ -24,6 +24,14 @@ Budget = Annotated[
         help="Drop the oldest checkpoints too until the rest fits; initial and newest global model stay.",
     ),
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Key that signs the audit log; a signed log needs it.", dir_okay=False),
+]
+HeadFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="File to which the log's head is written.", dir_okay=False),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be done; nothing is touched.")]
 
 
@@ -51,14 +59,31 @@ class _Work:
         return sum(size for *_, size in self.removed) + sum(size for _, size in self.pruned)
 
 
-def gc(folder: Store, dry_run: DryRun = False, byte_budget: Budget = None, as_json: Json = False) -> None:
+def gc(
+    folder: Store,
+    dry_run: DryRun = False,
+    byte_budget: Budget = None,
+    signing_key: KeyFile = None,
+    audit_head: HeadFile = None,
+    as_json: Json = False,
+) -> None:
     """Finish what was interrupted, and remove leftovers and updates that nothing refers to."""
-    work = _Work()
-    with stores.reading(folder) as store:  # also keeps a mistyped path from being made into a store
+    from fl_unlearn.run_store import RunStore
+    from fl_unlearn.store import KeepPolicy
+
+    work, keep = _Work(), KeepPolicy(byte_budget=byte_budget)
+    with RunStore(
+        folder, keep=keep, read_only=True
+    ) as store:  # a mistyped path must not be made into a store
         if dry_run and stores.is_being_written(folder):
             work.notes.append("a run is writing: files that it is just making may be in this list")
         _recovery(store, work)
-    _tidy(folder, byte_budget, dry_run, work)
+        if dry_run:
+            _tidy(store, work)
+    if not dry_run:
+        with RunStore(folder, keep=keep, signing_key=signing_key, audit_head=audit_head) as store:
+            _tidy(store, work)
+            _compact(store, work)
     if as_json:
         print_json(_plain(work, dry_run))
     else:
@@ -74,28 +99,25 @@ def _recovery(store: RunStore, work: _Work) -> None:
     work.remove(left.strays, "not in the ledger")
 
 
-def _tidy(folder: Path, byte_budget: int | None, dry_run: bool, work: _Work) -> None:
-    from fl_unlearn.run_store import RunStore
-    from fl_unlearn.store import KeepPolicy
+def _tidy(store: RunStore, work: _Work) -> None:
+    """Prune and drop updates, or only say which where the store is open to be looked at."""
     from fl_unlearn.types import CorruptCheckpointError
 
-    with RunStore(folder, keep=KeepPolicy(byte_budget=byte_budget), read_only=dry_run) as store:
-        work.pruned = store.prunable()
-        if not dry_run:
-            store.prune()
-        size = stores.kept_bytes(store)[1] - (sum(b for _, b in work.pruned) if dry_run else 0)
-        if byte_budget is not None and size > byte_budget:
-            work.notes.append(f"{Size(size)} are left: the initial and newest global models always stay")
-        try:
-            unused = leftovers.unused_updates(store, {name for name, _ in work.pruned})
-        except CorruptCheckpointError as e:
-            unused = []
-            work.notes.append(f"updates are all kept, for it is not known which are in use: {e}")
-        work.remove(unused, "update out of use")
-        if not dry_run:
-            for path in unused:
-                path.unlink(missing_ok=True)
-            _compact(store, work)
+    dry_run, budget = store.umig.read_only, store.keep.byte_budget
+    work.pruned = store.prunable()
+    if not dry_run:
+        store.prune()
+    size = stores.kept_bytes(store)[1] - (sum(b for _, b in work.pruned) if dry_run else 0)
+    if budget is not None and size > budget:
+        work.notes.append(f"{Size(size)} are left: the initial and newest global models always stay")
+    try:
+        unused = leftovers.unused_updates(store, {name for name, _ in work.pruned})
+    except CorruptCheckpointError as e:
+        work.notes.append(f"updates are all kept, for it is not known which are in use: {e}")
+        return
+    work.remove(unused, "update out of use")
+    if not dry_run:
+        store.drop_updates([path.stem for path in unused])
 
 
 def _compact(store: RunStore, work: _Work) -> None:

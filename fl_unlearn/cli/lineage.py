@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fl_unlearn.cli import exports, stores
-from fl_unlearn.cli.output import count, print_json, print_json_line, say, short, some, table
+from fl_unlearn.cli.output import count, print_json, print_json_line, say, short, some, stream, table
 from fl_unlearn.cli.stores import Round, Store
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from fl_unlearn.run_store import RunStore
 
 SHOWN = 50
-_PAGE = 1000
 
 Target = Annotated[
     str | None,
@@ -145,7 +143,9 @@ def _affected(store: RunStore, roots: list[str], limit: int | None, as_json: boo
             print_json_line(_plain(node, digests.get(node.id)))
         return
     most = SHOWN if limit is None else limit
-    shown = _print_pages(islice(nodes, most) if most else nodes, digests)
+    columns = ("round", "model", "kind", "owner", "examples", "checkpoint")
+    first = islice(nodes, most) if most else nodes
+    shown = stream(columns, (_row(node, digests.get(node.id)) for node in first))
     more = sum(1 for _ in nodes)
     if more:
         say(f"... and {count(more, 'more model')} (--limit 0 shows all)")
@@ -156,14 +156,8 @@ def _affected(store: RunStore, roots: list[str], limit: int | None, as_json: boo
     )
 
 
-def _print_pages(nodes: Iterator[Node], digests: dict[int, str]) -> int:
-    """Print nodes a page at a time, so that a long list is never all in memory; returns how many."""
-    shown = 0
-    while page := list(islice(nodes, _PAGE)):
-        rows = [(n.round, n.name, n.kind, n.owner, n.examples, short(digests.get(n.id))) for n in page]
-        table(("round", "model", "kind", "owner", "examples", "checkpoint"), rows, header=not shown)
-        shown += len(page)
-    return shown
+def _row(node: Node, digest: str | None) -> tuple[object, ...]:
+    return node.round, node.name, node.kind, node.owner, node.examples, short(digest)
 
 
 def _plain(node: Node, digest: str | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from rich.text import Text
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of a table.")]
+PAGE = 1000  # rows of a long table that are laid out together
 DIGEST = 12  # characters of a digest that people get to see
 
 
@@ -52,6 +54,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: b
     console().print(made)
 
 
+def stream(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+    """Print a table a page at a time, so that a long one is never all in memory; returns its length."""
+    shown, remaining = 0, iter(rows)
+    while page := list(islice(remaining, PAGE)):
+        table(columns, page, header=not shown)
+        shown += len(page)
+    return shown
+
+
 class Size(int):
     """A number of bytes, shown as people write it."""
 
@@ -64,9 +75,14 @@ def short(digest: str | None) -> str | None:
     return None if digest is None else digest[:DIGEST]
 
 
-def count(number: int, what: str) -> str:
+def moment(time: str | None) -> str | None:
+    """An ISO 8601 time to the minute."""
+    return None if time is None else time[:16].replace("T", " ")
+
+
+def count(number: int, what: str, plural: str = "") -> str:
     """Such as ``1 model`` and ``1,200 models``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"
 
 
 def some(names: Sequence[str], most: int = 6) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fl_unlearn.cli import leftovers, stores
-from fl_unlearn.cli.output import Json, Size, count, print_json, say, short, some, table
+from fl_unlearn.cli.output import Json, Size, count, moment, print_json, say, short, some, table
 from fl_unlearn.cli.stores import Store
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def _status(store: RunStore) -> dict[str, Any]:
         "clients": len(set(store.clients().values())),
         "checkpoints": {"count": number, "bytes": size},
         "operations": _operations(store),
+        "audit_entries": stores.audit_entries(store),
         "pending": left.pending,
         "leftovers": [str(path) for path in left.files],
         "being_written": stores.is_being_written(store.folder),
@@ -45,6 +46,7 @@ def _operations(store: RunStore) -> list[dict[str, Any]]:
         "ON a.operation_id = o.id GROUP BY o.id"
     )
     progress = {digest: (bool(done), changed) for digest, done, changed in stores.rows(store, sql)}
+    times = stores.decision_times(store)
     waiting: dict[str, list[str]] = {}
     for client, operations in store.operations.outstanding().items():
         for operation in operations:
@@ -55,7 +57,12 @@ def _operations(store: RunStore) -> list[dict[str, Any]]:
         request = operation.request
         entry: dict[str, Any] = {"digest": operation.digest, "client_update": operation.client_update}
         entry |= {key: request.get(key) for key in ("classes", "clients", "reason", "threshold", "dampening")}
-        entry |= {"checkpoints": changed, "done": done, "outstanding": waiting.get(operation.digest, [])}
+        entry |= {
+            "decided": times.get(operation.digest),
+            "checkpoints": changed,
+            "done": done,
+            "outstanding": waiting.get(operation.digest, []),
+        }
         found.append(entry)
     return found
 
@@ -74,6 +81,7 @@ def _show(found: dict[str, Any]) -> None:
             "being written",
             {True: "yes, by another process", False: "no", None: "unknown"}[found["being_written"]],
         ),
+        ("audit log", count(found["audit_entries"], "entry", "entries")),
         ("pending", _pending(found)),
     ]
     table(("", ""), facts, header=False)
@@ -81,7 +89,17 @@ def _show(found: dict[str, Any]) -> None:
     if not found["operations"]:
         say("nothing was forgotten yet")
         return
-    columns = ("operation", "classes", "clients", "t", "lambda", "checkpoints", "outstanding", "done")
+    columns = (
+        "operation",
+        "decided (UTC)",
+        "classes",
+        "clients",
+        "t",
+        "lambda",
+        "checkpoints",
+        "outstanding",
+        "done",
+    )
     table(columns, [_row(o) for o in found["operations"]])
 
 
@@ -101,6 +119,7 @@ def _row(operation: dict[str, Any]) -> tuple[object, ...]:
     classes, clients, waiting = operation["classes"], operation["clients"], operation["outstanding"]
     return (
         short(operation["digest"]),
+        moment(operation["decided"]),
         ", ".join(map(str, classes)) if classes else None,
         some([str(c) for c in clients]) if clients else "all holders",
         operation["threshold"],

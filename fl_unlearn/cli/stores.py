@@ -117,3 +117,21 @@ def decided_digests(store: RunStore, name: str) -> list[str]:
         "JOIN node n ON n.id = a.node_id WHERE o.done = 0 AND n.name = ?"
     )
     return [after for (after,) in rows(store, sql, name)]
+
+
+def _has_audit_log(store: RunStore) -> bool:
+    return bool(list(rows(store, "SELECT 1 FROM sqlite_master WHERE name = 'audit'")))
+
+
+def audit_entries(store: RunStore) -> int:
+    """Number of entries in the audit log; 0 for a store from before there was one."""
+    return next(rows(store, "SELECT count(*) FROM audit"))[0] if _has_audit_log(store) else 0
+
+
+def decision_times(store: RunStore) -> dict[str, str]:
+    """Digest of an operation to the time at which the audit log has it decided, as written there."""
+    sql = (
+        "SELECT json_extract(body, '$.operation'), max(time) FROM audit WHERE kind = 'decided' "
+        "AND json_valid(body) GROUP BY 1"
+    )
+    return dict(rows(store, sql)) if _has_audit_log(store) else {}

@@ -86,7 +86,7 @@ class Run:
         own = json.dumps(asdict(task.DataSettings.from_config(self.config)), sort_keys=True)
         known = store.umig.get_meta(DATA)
         if known is None:
-            store.umig.set_meta(DATA, own)
+            store.set_meta(DATA, own)
         elif known != own:
             raise ValueError(
                 f"the run in {self.folder} was trained on data shared out by {known}, this one by {own}; "
@@ -116,7 +116,7 @@ class Run:
         train_seconds = seconds - self.measuring - (result.wall_seconds if result else 0.0)
         known = store.umig.get_meta(WALL_SECONDS)
         if int(self.config["num-server-rounds"]) or known is None:
-            store.umig.set_meta(WALL_SECONDS, str(train_seconds + float(known or 0.0)))
+            store.set_meta(WALL_SECONDS, str(train_seconds + float(known or 0.0)))
         if result is None:
             print(f"Trained, nothing was to be forgotten. The run is in {self.folder}", flush=True)
             return
