@@ -212,6 +212,8 @@ def test_paths_with_odd_characters(tmp_path, name):
 def test_status_as_json(folder):
     with RunStore(folder, read_only=True) as store:
         (operation,) = store.operations.all()
+        (decided,) = (e for e in store.audit.entries() if e.kind == "decided")
+        entries = store.audit.head().seq
         size = sum(store.info(name).size for name in store.kept())
     found = run_json("status", folder)
     assert found == {
@@ -232,8 +234,10 @@ def test_status_as_json(folder):
                 "checkpoints": 5,
                 "done": True,
                 "outstanding": ["0", "1"],
+                "decided": decided.time,
             }
         ],
+        "audit_entries": entries,
         "pending": [],
         "leftovers": [],
         "being_written": False,
@@ -244,7 +248,7 @@ def test_status_for_people(folder):
     text = run("status", folder).stdout
     (digest,) = (o["digest"] for o in run_json("status", folder)["operations"])
     assert re.search(r"models +7 \(4 client-update, 2 aggregate, 1 initial\)", text)
-    assert re.search(rf"{digest[:12]} +3 +all holders +2.5 +1.0 +5 +0, 1 +yes", text)
+    assert re.search(rf"{digest[:12]} +\d+-\d\d-\d\d \d\d:\d\d +3 +all holders +2.5 +1.0 +5 +0, 1 +yes", text)
     assert digest not in text
     assert "\x1b" not in text, "no colours into a file"
 
