@@ -248,7 +248,7 @@ def test_status_for_people(folder):
     text = run("status", folder).stdout
     (digest,) = (o["digest"] for o in run_json("status", folder)["operations"])
     assert re.search(r"models +7 \(4 client-update, 2 aggregate, 1 initial\)", text)
-    assert re.search(rf"{digest[:12]} +\d+-\d\d-\d\d \d\d:\d\d +3 +all holders +2.5 +1.0 +5 +0, 1 +yes", text)
+    assert re.search(rf"{digest[:12]} +\d+-\d\d-\d\d +3 +all +2.5 +1 +5 +0, 1", text)
     assert digest not in text
     assert "\x1b" not in text, "no colours into a file"
 

@@ -68,9 +68,7 @@ def verify(
         )
     notes = []
     if key is None:
-        notes.append(
-            "a log that was rewritten as a whole would not be noticed: give --public-key"
-        )
+        notes.append("a log that was rewritten as a whole would not be noticed: give --public-key")
     if head is None:
         notes.append("entries cut off at the end would not be noticed: give --head")
     if as_json:
@@ -110,7 +108,7 @@ def log_(
                 print_json_line(entry.to_json())
             return
         columns = ("seq", "time (UTC)", "kind", "signed", "sha-256", "what")
-        stream(columns, (_row(entry) for entry in entries))
+        stream(columns, (_row(entry) for entry in entries), cut="what")
 
 
 def _row(entry: Entry) -> tuple[object, ...]:

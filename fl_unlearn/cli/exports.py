@@ -94,11 +94,11 @@ def _first_rounds(store: RunStore) -> tuple[nx.DiGraph, str]:
             "--export the graph and draw it with a program made for that"
         )
     graph = nx.DiGraph()
-    for number in drawn:
-        for node in store.umig.nodes(round=number):
-            graph.add_node(node.name, kind=node.kind, round=node.round, owner=node.owner)
-            parents = store.umig.parents(node.name)
-            graph.add_weighted_edges_from((parent, node.name, weight) for parent, weight in parents.items())
+    sql = "SELECT name, kind, round, owner FROM node WHERE round <= ? ORDER BY id"
+    for name, kind, made, owner in stores.rows(store, sql, drawn[-1] if drawn else -1):
+        graph.add_node(name, kind=kind, round=made, owner=owner)
+        parents = store.umig.parents(name)
+        graph.add_weighted_edges_from((parent, name, weight) for parent, weight in parents.items())
     part = count(len(graph), "model")
     if len(drawn) < len(rounds):
         part += (

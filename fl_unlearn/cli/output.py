@@ -19,6 +19,7 @@ from rich.text import Text
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of a table.")]
 PAGE = 1000  # rows of a long table that are laid out together
+SHORT = 19  # characters of a cell that is never folded
 DIGEST = 12  # characters of a digest that people get to see
 
 
@@ -42,23 +43,41 @@ def say(message: object, style: str = "", *, stderr: bool = False) -> None:
     console(stderr=stderr).print(Text(clean(message), style), soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: bool = True) -> None:
-    """Print rows under a header; columns that hold numbers only (or sizes) stand to the right."""
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, header: bool = True, cut: str = ""
+) -> None:
+    """Print rows under a header; columns that hold numbers only (or sizes) stand to the right.
+
+    In a narrow terminal the column ``cut`` is cut off, then columns of long texts are folded.
+    """
     lines = [list(row) for row in rows]
     made = Table(box=None, pad_edge=False, show_header=header, header_style="bold", padding=(0, 2, 0, 0))
     for i, name in enumerate(columns):
+        cells = [clean(line[i]) for line in lines]
         numbers = all(isinstance(line[i], int | float | Size) or line[i] is None for line in lines)
-        made.add_column(Text(clean(name)), justify="right" if numbers and lines else "left", overflow="fold")
+        made.add_column(
+            Text(clean(name)),
+            justify="right" if numbers and lines else "left",
+            overflow="fold",
+            no_wrap=name != cut and all(len(cell) <= SHORT for cell in cells),
+        )
     for line in lines:
-        made.add_row(*(Text(clean(value)) for value in line))
+        made.add_row(*(_cell(value, name == cut) for name, value in zip(columns, line, strict=True)))
     console().print(made)
 
 
-def stream(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> int:
+def _cell(value: object, cut: bool) -> Text:
+    text = Text(clean(value))
+    if cut:
+        text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
+def stream(columns: Sequence[str], rows: Iterable[Sequence[object]], *, cut: str = "") -> int:
     """Print a table a page at a time, so that a long one is never all in memory; returns its length."""
     shown, remaining = 0, iter(rows)
     while page := list(islice(remaining, PAGE)):
-        table(columns, page, header=not shown)
+        table(columns, page, header=not shown, cut=cut)
         shown += len(page)
     return shown
 
@@ -73,11 +92,6 @@ class Size(int):
 def short(digest: str | None) -> str | None:
     """The first characters of a digest."""
     return None if digest is None else digest[:DIGEST]
-
-
-def moment(time: str | None) -> str | None:
-    """An ISO 8601 time to the minute."""
-    return None if time is None else time[:16].replace("T", " ")
 
 
 def count(number: int, what: str, plural: str = "") -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fl_unlearn.cli import leftovers, stores
-from fl_unlearn.cli.output import Json, Size, count, moment, print_json, say, short, some, table
+from fl_unlearn.cli.output import Json, Size, count, print_json, say, short, some, table
 from fl_unlearn.cli.stores import Store
 
 if TYPE_CHECKING:
     from fl_unlearn.run_store import RunStore
+
+
+_WRITING = {True: "yes, by another process", False: "no", None: "unknown"}
 
 
 def status(folder: Store, as_json: Json = False) -> None:
@@ -77,10 +80,7 @@ def _show(found: dict[str, Any]) -> None:
         ("models", f"{found['models']['total']:,}" + (f" ({detail})" if detail else "")),
         ("clients", f"{found['clients']:,}"),
         ("checkpoints", f"{kept['count']:,} ({Size(kept['bytes'])})"),
-        (
-            "being written",
-            {True: "yes, by another process", False: "no", None: "unknown"}[found["being_written"]],
-        ),
+        ("being written", _WRITING[found["being_written"]]),
         ("audit log", count(found["audit_entries"], "entry", "entries")),
         ("pending", _pending(found)),
     ]
@@ -89,17 +89,7 @@ def _show(found: dict[str, Any]) -> None:
     if not found["operations"]:
         say("nothing was forgotten yet")
         return
-    columns = (
-        "operation",
-        "decided (UTC)",
-        "classes",
-        "clients",
-        "t",
-        "lambda",
-        "checkpoints",
-        "outstanding",
-        "done",
-    )
+    columns = ("operation", "decided", "classes", "clients", "t", "lambda", "changed", "outstanding")
     table(columns, [_row(o) for o in found["operations"]])
 
 
@@ -119,12 +109,15 @@ def _row(operation: dict[str, Any]) -> tuple[object, ...]:
     classes, clients, waiting = operation["classes"], operation["clients"], operation["outstanding"]
     return (
         short(operation["digest"]),
-        moment(operation["decided"]),
+        operation["decided"] and operation["decided"][:10],
         ", ".join(map(str, classes)) if classes else None,
-        some([str(c) for c in clients]) if clients else "all holders",
-        operation["threshold"],
-        operation["dampening"],
+        some([str(c) for c in clients]) if clients else "all",
+        _number(operation["threshold"]),
+        _number(operation["dampening"]),
         operation["checkpoints"],
-        some(waiting) if waiting else "no client",
-        "yes" if operation["done"] else "no",
+        some(waiting) if waiting else "none",
     )
+
+
+def _number(value: object) -> str | None:
+    return f"{value:g}" if isinstance(value, int | float) else None
