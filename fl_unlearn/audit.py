@@ -62,7 +62,7 @@ class AuditLog:
         self._head = None if head is None else Path(head).absolute()
         self._signer: SigningKey | None = None
         self._published = 0
-        self._recording = False
+        self._recording = self._started = False
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     # ------------------------------------------------------------------ writing
@@ -85,15 +85,13 @@ class AuditLog:
                 if (found := adopt()) is not None:
                     self.append("adopted", found)
             announced = self._announced()
-            if self._key is None:
-                if announced is not None:
-                    raise AuditError(
-                        f"the audit log of '{self.umig.path}' is signed (key {announced[:16]}); "
-                        "give its signing_key, or a new one, to write to this store"
-                    )
-                return
-            public, self._signer = self._key.public, self._key
-            if public.fingerprint != announced:
+            if self._key is None and announced is not None:
+                raise AuditError(
+                    f"the audit log of '{self.umig.path}' is signed (key {announced[:16]}); "
+                    "give its signing_key, or a new one, to write to this store"
+                )
+            self._started, self._signer = True, self._key
+            if self._key and (public := self._key.public).fingerprint != announced:
                 self.append("key", {"public_key": public.pem(), "fingerprint": public.fingerprint})
 
     @contextmanager
@@ -146,7 +144,13 @@ class AuditLog:
         The file is then at most as new as the database. When it cannot be written, that is logged and
         nothing else: an older head is still true.
         """
-        if self._head is None or self.umig.read_only or self.umig.connection.in_transaction:
+        if self._head is None or not self._started:
+            return
+        try:
+            connection = self.umig.connection
+        except StoreError:  # closed, and published then
+            return
+        if connection.in_transaction:
             return
         try:
             with self.umig.transaction():  # holds off other threads: the last entry is a committed one

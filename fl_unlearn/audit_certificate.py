@@ -208,9 +208,9 @@ def _belonging(entries: Iterable[Entry], request: str) -> list[Entry]:
             operations = {digest for digest in decided if digest.startswith(request)}
         if len(operations) != 1:
             raise AuditError(
-                f"{len(operations) or 'no'} decisions in the log fit {request!r}; give a request's number, or "
-                f"the first {SHORTEST_PREFIX} or more characters of one operation's digest. What was decided "
-                "before the log began has no certificate"
+                f"{len(operations) or 'no'} decisions in the log fit {request!r}; give a request's number, "
+                f"or the first {SHORTEST_PREFIX} or more characters of one operation's digest. "
+                "What was decided before the log began has no certificate"
             )
         numbers = {_number(e) for e in entries if e.body.get("operation") in operations} - {None}
     decisions = [e.body for e in entries if e.kind == "decided" and e.body["operation"] in operations]

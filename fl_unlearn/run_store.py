@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -119,7 +120,10 @@ class RunStore:
                 self._lock = _lock(self.folder)
             except OSError as e:
                 raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
-        self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
+        try:
+            self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
+        except (sqlite3.Error, UnicodeDecodeError) as e:  # the latter: of a message about a damaged schema
+            raise StoreError(f"{self.folder / DATABASE} is damaged ({e}); restore it from a backup") from e
         self.checkpoints = CheckpointStore(self.folder / "checkpoints")
         self.audit = AuditLog(self.umig, key=key, head=Path(audit_head) if audit_head is not None else None)
         self.operations = OperationLedger(self.umig, self.checkpoints, self.audit)
@@ -146,6 +150,7 @@ class RunStore:
 
     def close(self) -> None:
         """Close the database, and let others write."""
+        self.audit.publish()
         self.umig.close()
         if self._lock is not None:
             self._lock.close()

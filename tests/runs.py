@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -69,7 +70,7 @@ def assert_same(got: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Te
 
 
 def assert_sound(store: RunStore) -> None:
-    """Ledger and files agree, and nothing is left over."""
+    """Ledger, audit log and files agree, and nothing is left over."""
     assert store.checkpoints.names() == store.kept()
     for name in store.kept():
         found = store.load(name).info
@@ -77,3 +78,4 @@ def assert_sound(store: RunStore) -> None:
         assert found.size == store.checkpoints.path(name).stat().st_size
     assert not [*store.folder.rglob("*.staged"), *store.folder.rglob("*.partial")]
     assert store.operations.pending() == set()
+    assert verify_store(store).problems == ()
