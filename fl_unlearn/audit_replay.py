@@ -140,7 +140,7 @@ class Replay:
         for name in body.get("checkpoints", ()):
             del self.checkpoints[name]
         for digest in body.get("updates", ()):
-            del self.updates[digest]
+            self.updates.pop(digest, None)  # one from before the log is not known here
 
     def _identified(self, body: Mapping[str, Any]) -> None:
         owner, client = body["owner"], body["client"]

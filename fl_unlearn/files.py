@@ -33,6 +33,9 @@ class Files(Protocol):
     def names(self) -> list[str]:
         """Names of the files, sorted."""
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+
     def reader(self, name: str) -> IO[bytes]:
         """Open a file for reading, unbuffered; FileNotFoundError when there is none."""
 
@@ -114,6 +117,10 @@ class LocalFiles:
         except OSError as e:
             raise StoreError(f"cannot read {self.folder}: {e.strerror or e}") from e
 
+    def size(self, name: str) -> int:
+        """See `Files`; of a symbolic link, its own."""
+        return self.path(name).lstat().st_size
+
     def reader(self, name: str) -> IO[bytes]:
         """See `Files`; a symbolic link, which could lead out of the store, is refused."""
         return cast("IO[bytes]", os.fdopen(self._open(name, os.O_RDONLY), "rb", buffering=0))
@@ -188,6 +195,11 @@ class RemoteFiles:
             found = self._system.ls(self._path, detail=True)
             return sorted(f["name"].rsplit("/", 1)[-1] for f in found if f["type"] == "file")
         return []
+
+    def size(self, name: str) -> int:
+        """See `Files`."""
+        with self._errors("read", name):
+            return int(self._system.size(self._at(name)))
 
     def reader(self, name: str) -> IO[bytes]:
         """See `Files`."""

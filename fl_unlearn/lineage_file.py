@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -173,6 +174,10 @@ def _connect(path: str, read_only: bool) -> sqlite3.Connection:
         if not file.parent.is_dir():
             raise StoreError(f"the folder of '{path}' does not exist; create it first")
         target = f"{file.as_uri()}?mode={'ro' if read_only else 'rwc'}"
+        writable = os.access(file.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+        if read_only and not writable and not Path(f"{file}-wal").exists():
+            # Nobody is writing, and SQLite cannot make the files beside it that it reads a WAL database with.
+            target += "&immutable=1"
     elif read_only:
         raise StoreError("a graph in memory starts empty, so it cannot be read-only; give a file's path")
     with _sqlite_errors(path):

@@ -17,7 +17,7 @@ from typing import IO
 from urllib.parse import quote, unquote
 
 from fl_unlearn.files import PARTIAL, Bytes, LocalFiles, open_files, read_exactly
-from fl_unlearn.tensor_file import Checkpoint, FileInfo, decode, encode_parts, info_of, parse
+from fl_unlearn.tensor_file import Checkpoint, FileInfo, decode, encode_parts, info_of, parse, read_layout
 from fl_unlearn.types import CorruptCheckpointError, SettingsError, StateDict, StoreError
 
 SUFFIX = ".safetensors"
@@ -198,6 +198,15 @@ class CheckpointStore:
         if digest is not None and found != digest:
             raise changed(where, found, digest)
         return decode(data, where)
+
+    def applied(self, name: str) -> tuple[str, ...]:
+        """Digests of the updates applied to a model, from the head of its file; no tensor is read.
+
+        Raises:
+            CorruptCheckpointError: If the file is missing, truncated or no safetensors file.
+        """
+        with self.reader(name) as f:
+            return read_layout(f, self.where(name)).applied
 
     def delete(self, name: str) -> None:
         """Remove a model's file, if there is one."""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PROBE = """
 import sys
 import fl_unlearn
-assert "flwr" not in sys.modules and "matplotlib" not in sys.modules, "importing the library must stay light"
+assert not {"flwr", "matplotlib", "torch"} & set(sys.modules), "importing the library must stay light"
 assert len(fl_unlearn.__all__) <= 15, fl_unlearn.__all__
 assert "site-packages" in fl_unlearn.__file__, fl_unlearn.__file__
 import fl_unlearn.flower, fl_unlearn.report
@@ -39,6 +39,7 @@ def main() -> None:
         print("installing the wheel with what it declares ...", flush=True)
         run(str(python), "-m", "pip", "install", "--quiet", str(wheel))
         run(str(python), "-c", PROBE, cwd=folder)
+        run(str(python.with_name("fl-unlearn")), "--version", cwd=folder)
 
 
 def run(*command: str, cwd: Path | None = None) -> None:

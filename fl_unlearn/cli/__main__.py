@@ -1,0 +1,5 @@
+"""``python -m fl_unlearn.cli``: the same as ``fl-unlearn``."""
+
+from fl_unlearn.cli.app import main
+
+main()
