@@ -24,7 +24,7 @@ from fl_unlearn.lineage_file import text
 from fl_unlearn.types import LineageError
 
 Parents = Mapping[str, float] | Sequence[Mapping[str, float]]
-Lookup = Callable[[list[str], int], tuple[list[int], list[int]]]
+Lookup = Callable[[list[str], int], tuple[NDArray[np.int64], NDArray[np.int64] | None]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def link(batch: Batch, first: int, parents: Parents, look: Lookup) -> Edges:
         first: Id of the first one.
         parents: One mapping of names to weights for all nodes, or one for each.
         look: Ids and rounds of nodes in the graph, given their names and the batch's round; a LineageError
-            for others. A round not above the batch's need not be exact.
+            for others. None for the rounds says that none is above the batch's.
 
     Raises:
         LineageError: If a parent is unknown or newer, or a weight is not a finite number from 0 up.
@@ -101,7 +101,7 @@ def link(batch: Batch, first: int, parents: Parents, look: Lookup) -> Edges:
 
     weight = _weights(list(chain.from_iterable(mapping.values() for mapping in each)), edge)
     parent, made = _resolved(batch, first, above, look)
-    if (late := made > batch.round).any():
+    if made is not None and (late := made > batch.round).any():
         i = int(late.argmax())
         raise LineageError(
             f"'{batch.names[child[i] - first]}' (round {batch.round}) would be older than its parent "
@@ -123,16 +123,19 @@ def link(batch: Batch, first: int, parents: Parents, look: Lookup) -> Edges:
 
 def _resolved(
     batch: Batch, first: int, above: list[str], look: Lookup
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and rounds of the parents, each in the graph or in the batch."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Ids and rounds (as `link`'s ``look``) of the parents, each in the graph or in the batch."""
     if batch.distinct.isdisjoint(above):
-        ids, rounds = look(above, batch.round)
-        return np.array(ids, np.int64), np.array(rounds, np.int64)
-    outside = [name for name in above if name not in batch.distinct]
-    known = dict(zip(outside, zip(*look(outside, batch.round), strict=True), strict=True))
-    known.update((name, (id_, batch.round)) for id_, name in enumerate(batch.names, first))
-    pairs = np.array([known[name] for name in above], np.int64)
-    return pairs[:, 0], pairs[:, 1]
+        return look(above, batch.round)
+    ids = np.empty(len(above), np.int64)
+    made = np.full(len(above), batch.round)
+    own = dict(zip(batch.names, range(first, first + len(batch.names)), strict=True))
+    inside = np.array([name in own for name in above], np.bool_)
+    ids[inside] = [own[name] for name in above if name in own]
+    ids[~inside], rounds = look([name for name in above if name not in own], batch.round)
+    if rounds is not None:
+        made[~inside] = rounds
+    return ids, made
 
 
 def _weights(values: list[Any], edge: Callable[[int], str]) -> NDArray[np.float64]:

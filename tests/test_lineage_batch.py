@@ -30,8 +30,10 @@ class Appending(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.sizes = lineage_edges._BLOCK, lineage_append._REMEMBERED
-        lineage_edges._BLOCK, lineage_append._REMEMBERED = 6, 5
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(lineage_edges, "_BLOCK", 6)
+        self.patch.setattr(lineage_append, "_REMEMBERED", 5)
+        self.patch.setattr(lineage_append, "_VARIABLES", 8)
         self.folder = tempfile.TemporaryDirectory()
         self.file = Path(self.folder.name) / "u"
         self.umig, self.slow = UMIG(self.file), SlowGraph()
@@ -39,7 +41,7 @@ class Appending(RuleBasedStateMachine):
     def teardown(self):
         self.umig.close()
         self.folder.cleanup()
-        lineage_edges._BLOCK, lineage_append._REMEMBERED = self.sizes
+        self.patch.undo()
 
     @initialize()
     def begin(self):
@@ -250,6 +252,19 @@ def test_a_batch_that_cannot_be_kept_leaves_no_trace(change, message):
     assert names(umig) == ["g0", "a", "b"]
     assert umig.children("g0") == {"a": 1.0, "b": 1.0}
     assert umig.owners() == ["x"]
+
+
+def test_a_name_that_is_taken_at_the_end_of_a_large_batch_undoes_all_of_it(tmp_path):
+    umig = UMIG(tmp_path / "u")
+    umig.add("g0", kind="initial", round=0)
+    new = [f"n{i}" for i in range(2000)]
+    with umig.transaction():
+        with pytest.raises(LineageError, match="'g0' already"):
+            umig.add_many([*new, "g0"], kind="stage", round=0, owners=["x"] * 2001)
+        assert names(umig) == ["g0"]
+        assert umig.add_many(new, kind="stage", round=0, parents={"g0": 1.0}) == range(2, 2002)
+    assert names(umig.descendants(["g0"])) == new
+    assert umig.owners() == []
 
 
 def test_an_older_round_is_refused_whether_the_parent_is_remembered_or_not(monkeypatch):
