@@ -1,6 +1,7 @@
 """Everything a federation's run leaves on disk: the lineage, the checkpoints, the updates applied to them.
 
-One folder: ``lineage.sqlite`` (the UMIG and the ledger of checkpoints), ``checkpoints/``, ``updates/``.
+One folder: ``lineage.sqlite`` (the UMIG, the ledger of checkpoints and the log of runs), ``checkpoints/``,
+``updates/``, and what an interrupted run needs to go on (`run_log`).
 A file is written before its row, and a row is never committed for a file that is not there, so that
 opening the folder again can always finish or undo what a crash interrupted.
 """
@@ -19,6 +20,7 @@ from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.lineage import UMIG, Node, NodeKind
 from fl_unlearn.lineage_file import text
 from fl_unlearn.operations import OPERATION_TABLES, OperationLedger
+from fl_unlearn.run_log import RunLog
 from fl_unlearn.store import (
     Checkpoint,
     CheckpointStore,
@@ -112,6 +114,7 @@ class RunStore:
         elif not self._execute("SELECT 1 FROM sqlite_master WHERE name = 'outstanding'").fetchall():
             self.close()
             raise StoreError(f"{self.folder} holds a lineage, but no run was stored there. Check the path")
+        self.runs = RunLog(self.umig, self.folder)
 
     def __enter__(self) -> RunStore:
         return self
