@@ -68,8 +68,8 @@ class Queue:
         for row in requests.unfinished(run.id):
             if self._find(row) is None:
                 log.warning(
-                    "the request for classes %s was interrupted after the phase %r: make it again, and it goes "
-                    "on, or give it up with store.runs.requests.give_up(%d)",
+                    "the request for classes %s was interrupted after the phase %r: make it again, and it "
+                    "goes on, or give it up with store.runs.requests.give_up(%d)",
                     list(row.request.classes),
                     row.phase,
                     row.id,
