@@ -21,6 +21,7 @@ UNDECIDED = (OPENED, FISHER, CALIBRATED)
 UNFINISHED = (*UNDECIDED, COMMITTED, TOLD)
 """Phases in which a request stands only while it is being served, or after its server died."""
 SERVED = (DONE, REFUSED)
+PHASES = (*UNFINISHED, *SERVED, FAILED)
 
 REQUEST_TABLES = f"""
 CREATE TABLE IF NOT EXISTS request (

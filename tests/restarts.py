@@ -13,6 +13,7 @@ from typing import Any
 
 import federation as fed
 import numpy as np
+import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -24,6 +25,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fl_unlearn.flower import UnlearningStrategy, strategy_state
+from fl_unlearn.operations import OperationLedger
+from fl_unlearn.request_log import RequestLog
 from fl_unlearn.store import KeepPolicy
 from fl_unlearn.types import ForgetRequest
 
@@ -121,6 +124,48 @@ def killed(work: Callable[[], Any]) -> bool:
     return False
 
 
+def before(cls: type, method: str, nth: int = 0) -> Callable[[pytest.MonkeyPatch], None]:
+    """Die at the ``nth`` call of a method."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        left, call = [nth], getattr(cls, method)
+
+        def dying(*args: Any, **kwargs: Any) -> Any:
+            if left[0] == 0:
+                die()
+            left[0] -= 1
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(cls, method, dying)
+
+    return patch
+
+
+def after_phase(phase: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        note = RequestLog.note
+
+        def dying(self: RequestLog, id_: int, reached: str, facts: Any = None) -> None:
+            note(self, id_, reached, facts)
+            if reached == phase:
+                die()
+
+        monkeypatch.setattr(RequestLog, "note", dying)
+
+    return patch
+
+
+def after_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = OperationLedger.finish
+
+    def dying(self: OperationLedger) -> None:
+        finish(self)
+        if self.all():
+            die()
+
+    monkeypatch.setattr(OperationLedger, "finish", dying)
+
+
 def left_behind(strategy: UnlearningStrategy, result: Result) -> dict[str, Any]:
     """Everything that must be the same with and without an interruption."""
     store, umig = strategy.store, strategy.store.umig
@@ -168,3 +213,16 @@ def left_behind(strategy: UnlearningStrategy, result: Result) -> dict[str, Any]:
 def assert_left_the_same(got: dict[str, Any], expected: dict[str, Any]) -> None:
     for key in expected:
         assert got[key] == expected[key], key
+
+
+def check_sound(strategy: UnlearningStrategy) -> None:
+    """Each operation reached each affected checkpoint once, and nobody waits."""
+    store = strategy.store
+    for result in strategy.results:
+        assert result.update is not None
+        for name in result.affected:
+            if name in store.kept():
+                assert store.load(name).applied.count(result.update.digest) == 1
+    assert store.operations.pending() == set()
+    assert not [*store.folder.rglob("*.partial"), *store.folder.rglob("*.staged")]
+    assert not [*(store.folder / "requests").glob("*")], "what derives from forgotten data is removed"

@@ -10,10 +10,17 @@ import federation as fed
 import pytest
 import restarts
 from flwr.app import ArrayRecord
-from restarts import assert_left_the_same, killed, left_behind
-from test_recovery import after_decision, after_phase, before, check_sound
+from restarts import (
+    after_decision,
+    after_phase,
+    assert_left_the_same,
+    before,
+    check_sound,
+    killed,
+    left_behind,
+)
 
-from fl_unlearn.flower import UnlearningStrategy, forget
+from fl_unlearn.flower import UnlearningStrategy, forget, records
 from fl_unlearn.request_log import RequestLog
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -139,7 +146,7 @@ def test_other_settings_begin_anew_unless_it_was_decided(
         folder = tmp_path / phase
         fed.trained(folder)[0].store.close()
 
-        def run(settings: UnlearnSettings, folder: Path = folder) -> Any:
+        def run(settings: UnlearnSettings, folder: Path = folder, served: int = served) -> Any:
             with RunStore(folder) as store:
                 result = forget(fed.grid(), THREE, store, settings=settings)
                 return result, store.runs.requests.row(served).phase, len(store.operations.all())
@@ -152,25 +159,31 @@ def test_other_settings_begin_anew_unless_it_was_decided(
         assert ({c.threshold for c in result.candidates} == {2.0, 4.0}) == (served == 2)
 
 
-def test_what_an_interrupted_request_kept_must_be_of_this_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["another model", "damaged", "gone"])
+def test_what_an_interrupted_request_kept_must_fit(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model given, or a damaged file: the clients are asked again."""
+    """Otherwise the clients are asked again."""
     fed.trained(tmp_path)[0].store.close()
 
-    def run(network: fed.LocalGrid, current: ArrayRecord | None = None) -> None:
+    def run(network: fed.LocalGrid, current: ArrayRecord | None = None) -> Any:
         with RunStore(tmp_path) as store:
-            forget(network, THREE, store, current=current)
+            return forget(network, THREE, store, current=current)
 
     with monkeypatch.context() as m:
         after_phase("fisher")(m)
         assert killed(lambda: run(fed.grid()))
-        other = ArrayRecord({n: a for n, a in start().items()})
-        assert killed(lambda: run(fed.grid(), other))
     (path,) = (tmp_path / "requests").rglob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:-3])
+    current = None
+    if how == "another model":
+        with RunStore(tmp_path) as store:
+            current = records.to_arrays(store.load("r0003-global").state)
+    elif how == "damaged":
+        path.write_bytes(path.read_bytes()[:-3])
+    else:
+        path.unlink()
     network = fed.grid()
-    run(network)
+    assert run(network, current).committed
     assert sum(kind == "query.unlearn_fisher" for kind, _ in network.log) == fed.CLIENTS
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import deliver_outstanding, identify
-from fl_unlearn.flower.exchange import Exchange, match, unidentified
+from fl_unlearn.flower.exchange import Exchange, match, natural, unidentified
 from fl_unlearn.flower.progress import decision_of, take_up
 from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.recorder import Recorder
@@ -219,13 +219,11 @@ class UnlearningStrategy(Strategy):
         arrays = self._begin(loop, initial_arrays)
         run = self._recovery.run
         assert run is not None
-        if run.finished or (run.done and loop.rounds == 0):
-            result = Result(arrays=arrays)
-        else:
-            with self._hooked() if own else nullcontext():
+        result = Result(arrays=arrays)
+        if not run.finished and not (run.done and loop.rounds == 0):
+            with self._hooked(run.done, own=own):
                 result = loop.run(grid, arrays)
-            renumber(result, self._done)
-        self._done = 0
+            renumber(result, run.done)
         if self._queue:
             final = getattr(result, "arrays", None) or self._recorder.live or arrays
             self._serve_due(grid, final, None)
@@ -244,23 +242,23 @@ class UnlearningStrategy(Strategy):
         arrays, node = self._recovery.resume(run, initial)
         self._recorder.resume_run(run, arrays, node)
         loop.go_on(run.done)
-        self._done = run.done
         for row in self._queue.settle(run):
             self._recall(row)
         return arrays
 
     @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        """Put this wrapper's hooks on an inner strategy that runs its own loop, for as long as it runs."""
-        self._inner_hooks = {h: getattr(self.strategy, h) for h in HOOKS}
-        for hook in HOOKS:
+    def _hooked(self, done: int, *, own: bool) -> Iterator[None]:
+        """While a loop runs: count on from ``done``; put this wrapper's hooks on a strategy with its own."""
+        self._done = done
+        self._inner_hooks = {h: getattr(self.strategy, h) for h in HOOKS} if own else {}
+        for hook in self._inner_hooks:
             setattr(self.strategy, hook, getattr(self, hook))
         try:
             yield
         finally:
-            for hook in HOOKS:
+            for hook in self._inner_hooks:
                 delattr(self.strategy, hook)
-            self._inner_hooks = {}
+            self._done, self._inner_hooks = 0, {}
 
     def _inner(self, hook: str) -> Any:
         return self._inner_hooks.get(hook) or getattr(self.strategy, hook)
@@ -294,9 +292,9 @@ class UnlearningStrategy(Strategy):
         owners = {node: self._owner(node) for node in answers.ok}
         if self.deterministic:
             order = {m.metadata.message_id: self._owner(m.metadata.dst_node_id) for m in self._sent}
-            replies.sort(key=lambda m: _natural(order.get(m.metadata.reply_to_message_id, "")))
+            replies.sort(key=lambda m: natural(order.get(m.metadata.reply_to_message_id, "")))
         contents = {
-            owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: _natural(owners[n]))
+            owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: natural(owners[n]))
         }
         updates = self._recorder.read_updates(server_round, contents)
         arrays, metrics = self._inner("aggregate_train")(server_round, replies)
@@ -349,8 +347,3 @@ class UnlearningStrategy(Strategy):
         ]
         for message in self._sent:
             message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Sort key that puts client 2 before client 10."""
-    return (int(name), "") if name.isdigit() else (1 << 62, name)

@@ -316,8 +316,9 @@ class Session:
         waiting = [c for c, missed in self.store.operations.outstanding().items() if decision in missed]
         nodes = {node: self.panel.label(node) for node in self.panel.nodes}
         nodes = {n: c for n, c in nodes.items() if c in waiting or c == unidentified(n)}
-        update = self.store.update(decision.client_update)
-        broadcast(self.panel.exchange, self.store, decision.digest, update, nodes, self.progress.row.id)
+        if nodes:
+            update = self.store.update(decision.client_update)
+            broadcast(self.panel.exchange, self.store, decision.digest, update, nodes, self.progress.row.id)
 
 
 @contextmanager
