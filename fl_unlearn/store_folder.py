@@ -1,7 +1,8 @@
 """The folder of a run: opened by one writer at a time, brought up to date, and put in order after a crash.
 
-``lineage.sqlite`` holds the UMIG, the ledger of checkpoints and operations, and the audit log; beside it are
-``updates/``, and ``checkpoints/`` unless these are kept at another address.
+``lineage.sqlite`` holds the UMIG, the ledger of checkpoints and operations, the audit log, the log of runs.
+Beside it are ``updates/``, what an interrupted run needs to go on (`run_log`), and ``checkpoints/`` unless
+these are kept at another address.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from fl_unlearn.lineage import UMIG
 from fl_unlearn.lock import lock_folder
 from fl_unlearn.migrate import migrate_checkpoints
 from fl_unlearn.operations import OPERATION_TABLES, OperationLedger
+from fl_unlearn.request_log import REQUEST_TABLES
+from fl_unlearn.run_log import RUN_TABLES, RunLog
 from fl_unlearn.store import CheckpointStore, KeepPolicy
 from fl_unlearn.types import StoreError
 
@@ -35,7 +38,8 @@ CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
 
 def make_tables(umig: UMIG) -> None:
     """Make the tables of a run beside the lineage's, where they are not there yet."""
-    for statement in filter(str.strip, (_TABLES + OPERATION_TABLES + AUDIT_TABLES).split(";")):
+    tables = (_TABLES, OPERATION_TABLES, AUDIT_TABLES, RUN_TABLES, REQUEST_TABLES)
+    for statement in filter(str.strip, ";".join(tables).split(";")):
         umig.connection.execute(statement)
 
 
@@ -72,6 +76,7 @@ class StoreFolder:
             self.checkpoints = CheckpointStore(self._address(checkpoints) or self.folder / "checkpoints")
             self.operations = OperationLedger(self.umig, self.checkpoints, self.audit)
             self._prepare(read_only)
+            self.runs = RunLog(self.umig, self.folder)
         except BaseException:
             self.close()  # or the lock would be held for as long as the error is
             raise

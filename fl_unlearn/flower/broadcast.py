@@ -17,9 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def broadcast(
-    exchange: Exchange, store: RunStore, operation: str, update: DampeningUpdate, nodes: Mapping[int, str]
-) -> list[str]:
+    exchange: Exchange,
+    store: RunStore,
+    operation: str,
+    update: DampeningUpdate,
+    nodes: Mapping[int, str],
+    request: int | None = None,
+) -> None:
     """Send one update to many clients and settle those that confirm it.
+
+    What they say they applied it to is kept with the request.
 
     Args:
         exchange: The way to the clients.
@@ -27,13 +34,10 @@ def broadcast(
         operation: The operation's digest.
         update: What to apply.
         nodes: Node id to client name.
-
-    Returns:
-        Receipts of the copies that clients keep, as JSON texts prefixed by the client's name.
+        request: Id of the request that was decided.
     """
     content = RecordDict({records.HEAD: records.head(operation=operation), **records.write_update(update)})
     answers = exchange.ask(records.APPLY, dict.fromkeys(nodes, content))
-    receipts = []
     for node, reply in answers.ok.items():
         try:
             client = records.read_client(reply)
@@ -46,10 +50,12 @@ def broadcast(
         except AnswerError as e:
             log.warning("client %s has not applied the update: %s", nodes[node], e)
             continue
-        store.operations.settle(operation, client)
         texts = record.get("receipts", [])
-        receipts += [f"{client}: {str(t)[:500]}" for t in (texts if isinstance(texts, list) else [])]
-    return receipts
+        receipts = [f"{client}: {str(t)[:500]}" for t in (texts if isinstance(texts, list) else [])]
+        with store.umig.transaction():
+            store.operations.settle(operation, client)
+            if request is not None:
+                store.runs.requests.add_receipts(request, receipts)
 
 
 def deliver_outstanding(
@@ -80,7 +86,8 @@ def deliver_outstanding(
             continue
         log.info("%d clients are back and get update %s", len(back), operation.client_update[:12])
         try:
-            broadcast(exchange, store, operation.digest, store.update(operation.client_update), back)
+            update = store.update(operation.client_update)
+            broadcast(exchange, store, operation.digest, update, back, operation.request.get("request"))
         except UnlearnError:
             log.exception(
                 "update %s could not be delivered and stays outstanding", operation.client_update[:12]

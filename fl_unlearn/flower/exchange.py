@@ -19,6 +19,11 @@ def unidentified(node: int) -> str:
     return f"{records.UNIDENTIFIED}{node}"
 
 
+def natural(name: str) -> tuple[int, str]:
+    """Sort key that puts client 2 before client 10."""
+    return (int(name), "") if name.isdigit() else (1 << 62, name)
+
+
 @dataclass
 class Answers:
     """What came back, by node id.

@@ -11,7 +11,9 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 
 from fl_unlearn.flower import records
+from fl_unlearn.flower.recovery import Recovery
 from fl_unlearn.lineage import NodeKind
+from fl_unlearn.run_log import Run
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import AnswerError, ModelMismatchError, StoreError
 
@@ -39,11 +41,12 @@ class Recorder:
 
     Args:
         store: Where to record.
+        recovery: Keeps what is needed to go on with each model recorded.
         weighted_by_key: The metric that holds a client's number of examples.
     """
 
-    def __init__(self, store: RunStore, weighted_by_key: str = "num-examples") -> None:
-        self.store, self.key = store, weighted_by_key
+    def __init__(self, store: RunStore, recovery: Recovery, weighted_by_key: str = "num-examples") -> None:
+        self.store, self.recovery, self.key = store, recovery, weighted_by_key
         self._warned = False
         self.begin_run()
 
@@ -55,17 +58,31 @@ class Recorder:
         self._values: Values = []
         self._previous = 0
 
+    def resume_run(self, run: Run, arrays: ArrayRecord, node: str | None) -> None:
+        """Count on from the last round of a run; ``arrays`` is its model, ``node`` that model's."""
+        self.begin_run()
+        self.offset, self._previous = run.shift, run.done
+        if node is not None:
+            self.current, self._last, self._values = node, arrays, values_of(arrays)
+
     def broadcast(self, server_round: int, arrays: ArrayRecord) -> None:
         """Note the model that a round starts from: the one recorded last, unless somebody changed it."""
         if server_round <= self._previous:  # a second schedule of rounds in the same run
             self.offset = self.store.umig.last_round() - server_round + 1
         self._previous = server_round
         values = values_of(arrays)
-        if self.current is None:
-            self.current = self._begin(arrays)
-        elif values != self._values:
-            self.current = self._record_changed(arrays, self.current, self.offset + server_round - 1)
-        self._last, self._values = arrays, values
+        if arrays is self._last and self.current is not None and values == self._values:
+            return
+        with self.store.round():
+            if self.current is None:
+                current = self._begin(arrays, self.offset + server_round - 1)
+            elif values != self._values:
+                current = self._record_changed(arrays, self.current, self.offset + server_round - 1)
+            else:
+                current = self.current
+            self.recovery.save(current, arrays)
+        self.current, self._last, self._values = current, arrays, values
+        self.store.runs.sweep()
 
     def read_updates(self, server_round: int, replies: Mapping[str, RecordDict]) -> list[Update]:
         """Copy what is to be recorded of the clients' replies, before the strategy sees them."""
@@ -119,8 +136,13 @@ class Recorder:
                     round_=round_,
                     parents=parents or {self.current: 1.0},
                 )
+            current, last = (self.current, self._last) if arrays is None else (made, arrays)
+            if last is not None:
+                self.recovery.save(current, last)
+            self.recovery.advance(server_round, self.offset)
         if arrays is not None:
             self.current, self._last, self._values = made, arrays, values_of(arrays)
+        self.store.runs.sweep()
         self.store.prune()
 
     @property
@@ -132,7 +154,7 @@ class Recorder:
         """Note that the current model's arrays were replaced in place by their unlearned values."""
         self._last, self._values = arrays, values_of(arrays)
 
-    def _begin(self, arrays: ArrayRecord) -> str:
+    def _begin(self, arrays: ArrayRecord, round_: int) -> str:
         """The node of the model a run starts from: the store's newest global one, or one that follows it."""
         self.store.check_model(records.signature(arrays))
         umig = self.store.umig
@@ -146,7 +168,7 @@ class Recorder:
             if values_of(records.to_arrays(state)) == values_of(arrays):
                 return newest.name
         # Whatever it is (the same model after a change of dtype, say), it may have inherited from the newest.
-        return self._record_changed(arrays, newest.name, self.offset)
+        return self._record_changed(arrays, newest.name, round_)
 
     def _record_changed(self, arrays: ArrayRecord, parent: str, round_: int) -> str:
         name = self._free(f"r{round_:04d}-global-changed")

@@ -20,13 +20,18 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import deliver_outstanding, identify
-from fl_unlearn.flower.exchange import Exchange, match, unidentified
+from fl_unlearn.flower.exchange import Exchange, match, natural, unidentified
+from fl_unlearn.flower.progress import decision_of, take_up
+from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.recorder import Recorder
+from fl_unlearn.flower.recovery import Loop, Recovery, renumber
+from fl_unlearn.flower.result import ForgetResult, from_facts
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_strategy
-from fl_unlearn.flower.session import ForgetResult, forget
+from fl_unlearn.flower.session import Session
+from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
-from fl_unlearn.types import ForgetRequest, RequestError, UnlearnError, UnlearnSettings
+from fl_unlearn.types import ForgetRequest, UnlearnError, UnlearnSettings
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +41,8 @@ HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_
 class UnlearningStrategy(Strategy):
     """Wraps a strategy: records its lineage while it trains, and serves forget requests.
 
-    Wrap outermost: around a differential-privacy wrapper, not inside it.
+    Wrap outermost: around a differential-privacy wrapper, not inside it. A program that died goes on when
+    it is started again on the same store: see `start`.
 
     Args:
         strategy: Any ``flwr.serverapp.strategy.Strategy``.
@@ -76,10 +82,13 @@ class UnlearningStrategy(Strategy):
         self.settings = settings or UnlearnSettings()
         self.deterministic, self.on_request = deterministic, on_request
         self.results: list[ForgetResult] = []
-        self._recorder = Recorder(self.store, getattr(strategy, "weighted_by_key", "num-examples"))
+        self._recovery = Recovery(self.store, strategy)
+        key = getattr(strategy, "weighted_by_key", "num-examples")
+        self._recorder = Recorder(self.store, self._recovery, key)
         self._names: dict[int, str | None] = {}
         self._sent: list[Message] = []
-        self._queue: list[tuple[float, ForgetRequest]] = []
+        self._queue = Queue(self.store)
+        self._done = 0  # rounds that were done before the server died
         self._inner_hooks: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -97,12 +106,10 @@ class UnlearningStrategy(Strategy):
             after_round: Serve it when this round of the run is over (0: before the first); None: when
                 training has ended.
         """
-        if after_round is not None and after_round < 0:
-            raise RequestError(f"after_round counts rounds from 0 up, got {after_round}")
-        self._queue.append((float("inf") if after_round is None else after_round, request))
+        self._queue.submit(request, after_round)
 
     def forget(self, grid: Grid, request: ForgetRequest, arrays: ArrayRecord | None = None) -> ForgetResult:
-        """Serve a request now.
+        """Serve a request now; one that was interrupted goes on after its last completed phase.
 
         Args:
             grid: Flower's Grid.
@@ -117,11 +124,17 @@ class UnlearningStrategy(Strategy):
         Raises:
             UnlearnError: As `session.forget`; nothing was changed.
         """
+        if row := self._queue.served(request):
+            return self._recall(row)
+        return self._forget(grid, take_up(self.store, request, self.settings), arrays)
+
+    def _forget(self, grid: Grid, row: RequestRow, arrays: ArrayRecord | None) -> ForgetResult:
         live = arrays if arrays is not None else self._recorder.live
         settings = replace(self.settings, min_clients=max(self.settings.min_clients, self._usual_clients()))
-        result = forget(grid, request, self.store, settings=settings, current=live)
+        session = Session(grid, row, self.store, settings, live)
+        result = session.run()
         self.results.append(result)
-        if result.committed and result.update is not None:
+        if session.decided and result.update is not None:
             if live is not None:
                 dampen_arrays(live, result.update)
                 self._recorder.refresh(live)
@@ -131,6 +144,13 @@ class UnlearningStrategy(Strategy):
                 log.info("dampened the server's own state too: %s", ", ".join(dampened))
             if skipped:
                 log.warning("not understood, and left as it is, is what the server keeps in: %s", skipped)
+        return result
+
+    def _recall(self, row: RequestRow) -> ForgetResult:
+        """The result of a request that was served before the server died."""
+        result = from_facts(self.store, row, self.settings)
+        log.info("request %d was served before: %s", row.id, result.message)
+        self.results.append(result)
         return result
 
     def deliver(self, grid: Grid) -> None:
@@ -150,15 +170,21 @@ class UnlearningStrategy(Strategy):
         """For questions that need no computing: they must not hold up a round for long."""
         return Exchange(grid, min(self.settings.timeout, 60.0))
 
-    def _serve_due(self, grid: Grid, arrays: ArrayRecord, rounds_done: float) -> None:
+    def _serve_due(self, grid: Grid, arrays: ArrayRecord, rounds_done: int | None) -> None:
         """Serve what is due; a request that cannot be served does not stop the training."""
-        due = [r for after, r in self._queue if after <= rounds_done]
-        self._queue = [(after, r) for after, r in self._queue if after > rounds_done]
-        for request in due:
+        for queued in self._queue.due(rounds_done):
+            request = queued.request
             try:
-                if self.on_request:
+                row = take_up(
+                    self.store,
+                    request,
+                    self.settings,
+                    position=queued.position,
+                    after_round=queued.after_round,
+                )
+                if self.on_request and decision_of(self.store, row) is None:
                     self.on_request(self.store)
-                self.forget(grid, request, arrays)
+                self._forget(grid, row, arrays)
             except Exception as e:
                 log.exception("the request for classes %s was not served", list(request.classes))
                 text = f"failed: {type(e).__name__}: {e}"
@@ -176,33 +202,63 @@ class UnlearningStrategy(Strategy):
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:
         """Run the inner strategy's rounds, then serve the requests that are left.
 
-        Takes what the inner strategy's own ``start`` takes.
+        Takes what the inner strategy's own ``start`` takes. If the last run in the store, of as many rounds,
+        was interrupted, it goes on: from its last recorded round, with what the inner strategy remembered
+        and without the model given here. Requests that were submitted and served then are not served again,
+        their results are in ``results``; one that was interrupted goes on after its last completed phase.
+
+        Returns:
+            What the inner strategy's ``start`` returns; after an interruption, without the metrics of the
+            rounds before it.
+
+        Raises:
+            StoreError: If the store's model, strategy or snapshot does not fit.
         """
-        self._recorder.begin_run()
-        if type(self.strategy).start is Strategy.start:
-            result = super().start(grid, initial_arrays, *args, **kwargs)
-        else:
-            with self._hooked():
-                result = self.strategy.start(grid, initial_arrays, *args, **kwargs)
+        own = type(self.strategy).start is not Strategy.start
+        loop = Loop(self.strategy.start if own else super().start, args, kwargs)
+        arrays = self._begin(loop, initial_arrays)
+        run = self._recovery.run
+        assert run is not None
+        result = Result(arrays=arrays)
+        if not run.finished and not (run.done and loop.rounds == 0):
+            with self._hooked(run.done, own=own):
+                result = loop.run(grid, arrays)
+            renumber(result, run.done)
         if self._queue:
-            final = getattr(result, "arrays", None) or self._recorder.live or initial_arrays
-            self._serve_due(grid, final, float("inf"))
+            final = getattr(result, "arrays", None) or self._recorder.live or arrays
+            self._serve_due(grid, final, None)
             if result is not None:  # a loop of one's own may return nothing
                 result.arrays = final
+        self.store.runs.finish(run.id)
         return result
 
+    def _begin(self, loop: Loop, initial: ArrayRecord) -> ArrayRecord:
+        """Begin a run, or take up the one that was interrupted; returns the model to start from."""
+        run = self.store.runs.interrupted(loop.rounds)
+        if run is None:
+            self._recorder.begin_run()
+            self._recovery.begin(loop.rounds, self._recorder.offset)
+            return initial
+        arrays, node = self._recovery.resume(run, initial)
+        self._recorder.resume_run(run, arrays, node)
+        loop.go_on(run.done)
+        for row in self._queue.settle(run):
+            self._recall(row)
+        return arrays
+
     @contextmanager
-    def _hooked(self) -> Iterator[None]:
-        """Put this wrapper's hooks on an inner strategy that runs its own loop, for as long as it runs."""
-        self._inner_hooks = {h: getattr(self.strategy, h) for h in HOOKS}
-        for hook in HOOKS:
+    def _hooked(self, done: int, *, own: bool) -> Iterator[None]:
+        """While a loop runs: count on from ``done``; put this wrapper's hooks on a strategy with its own."""
+        self._done = done
+        self._inner_hooks = {h: getattr(self.strategy, h) for h in HOOKS} if own else {}
+        for hook in self._inner_hooks:
             setattr(self.strategy, hook, getattr(self, hook))
         try:
             yield
         finally:
-            for hook in HOOKS:
+            for hook in self._inner_hooks:
                 delattr(self.strategy, hook)
-            self._inner_hooks = {}
+            self._done, self._inner_hooks = 0, {}
 
     def _inner(self, hook: str) -> Any:
         return self._inner_hooks.get(hook) or getattr(self.strategy, hook)
@@ -217,6 +273,7 @@ class UnlearningStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Serve what is due, note the model sent, and give those who train the updates that they missed."""
+        server_round += self._done
         self._recorder.broadcast(server_round, arrays)
         self._serve_due(grid, arrays, server_round - 1)
         # A list: Flower's grids iterate over the messages more than once.
@@ -229,14 +286,15 @@ class UnlearningStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Copy the updates, let the inner strategy aggregate, then record the round in one transaction."""
+        server_round += self._done
         replies = list(replies)
         answers = match(self._sent, replies)
         owners = {node: self._owner(node) for node in answers.ok}
         if self.deterministic:
             order = {m.metadata.message_id: self._owner(m.metadata.dst_node_id) for m in self._sent}
-            replies.sort(key=lambda m: _natural(order.get(m.metadata.reply_to_message_id, "")))
+            replies.sort(key=lambda m: natural(order.get(m.metadata.reply_to_message_id, "")))
         contents = {
-            owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: _natural(owners[n]))
+            owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: natural(owners[n]))
         }
         updates = self._recorder.read_updates(server_round, contents)
         arrays, metrics = self._inner("aggregate_train")(server_round, replies)
@@ -247,11 +305,13 @@ class UnlearningStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """As the inner strategy does."""
+        server_round += self._done
         messages: Iterable[Message] = self._inner("configure_evaluate")(server_round, arrays, config, grid)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """As the inner strategy does."""
+        server_round += self._done
         metrics: MetricRecord | None = self._inner("aggregate_evaluate")(server_round, replies)
         return metrics
 
@@ -287,8 +347,3 @@ class UnlearningStrategy(Strategy):
         ]
         for message in self._sent:
             message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})
-
-
-def _natural(name: str) -> tuple[int, str]:
-    """Sort key that puts client 2 before client 10."""
-    return (int(name), "") if name.isdigit() else (1 << 62, name)

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.flower import records
+from fl_unlearn.flower.strategy_state import Memory
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def dampen_arrays(arrays: ArrayRecord, update: DampeningUpdate) -> None:
 
 
 def dampen_strategy(
-    strategy: Strategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+    strategy: Strategy | Memory, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
 ) -> tuple[list[str], list[str]]:
     """Dampen what a strategy keeps that has the shape of the model.
 
@@ -39,7 +40,7 @@ def dampen_strategy(
     as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict.
 
     Args:
-        strategy: The inner strategy.
+        strategy: The inner strategy, or what was kept of it.
         update: What was committed.
         names: The model's tensor names in their order.
         current: The current global model, dampened already; where a strategy holds this very object, it is
@@ -60,12 +61,15 @@ class _Walk:
         self.done: list[str] = []
         self.skipped: list[str] = []
 
-    def strategy(self, strategy: Strategy) -> None:
+    def strategy(self, strategy: Strategy | Memory) -> None:
         if id(strategy) in self.seen:
             return
         self.seen.add(id(strategy))
-        for attribute, value in list(vars(strategy).items()):
-            where = f"{type(strategy).__name__}.{attribute}"
+        kind, attributes = type(strategy).__name__, vars(strategy)
+        if isinstance(strategy, Memory):
+            kind, attributes = strategy.kind, strategy.attributes
+        for attribute, value in list(attributes.items()):
+            where = f"{kind}.{attribute}"
             try:
                 self.value(where, value, 2 if attribute in SECOND_MOMENTS else 1, depth=0)
             except Exception:
@@ -73,7 +77,7 @@ class _Walk:
                 self.skipped.append(where)
 
     def value(self, where: str, value: Any, power: int, depth: int) -> None:
-        if isinstance(value, Strategy):
+        if isinstance(value, Strategy | Memory):
             self.strategy(value)
         elif isinstance(value, ArrayRecord | dict | list) and id(value) not in self.seen and len(value):
             self.seen.add(id(value))

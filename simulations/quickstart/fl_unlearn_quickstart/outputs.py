@@ -16,6 +16,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid
 
+from fl_unlearn.files import write_atomically
 from fl_unlearn.flower import ForgetResult, UnlearningStrategy
 from fl_unlearn.flower.reporting import build_report, lineage_graph
 from fl_unlearn.lineage import NodeKind
@@ -28,7 +29,9 @@ from fl_unlearn.verify import score_checkpoints, score_state
 from . import task
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WALL_SECONDS, DATA = "train-wall-seconds", "data-settings"
+WALL_SECONDS, DATA, COMPLETE = "train-wall-seconds", "data-settings", "complete-run"
+YARDSTICK, UNKNOWN = "yardstick-of", "unknown"
+BEFORE = "before.json"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Run:
         config: The run config.
         folder: Where everything is written.
         resumed: Whether the folder holds a run to go on from.
+        interrupted: Whether it holds a run of the same command, which did not come to its end.
         requests: What is to be forgotten: one request, or none.
         after_round: Round after which the request is served; None: after the last.
         retrained: The yardstick, once trained.
@@ -54,7 +58,7 @@ class Run:
     def __init__(self, context: Context, grid: Grid) -> None:
         show_progress()
         self.config: Mapping[str, Any] = context.run_config
-        self.folder, self.resumed = open_folder(self.config, context.run_id)
+        self.folder, self.resumed, self.interrupted = open_folder(self.config, context.run_id)
         classes = str(self.config["forget-classes"])
         clients = str(self.config["forget-clients"])
         self.requests = [ForgetRequest.parse(classes, clients)] if classes.strip() else []
@@ -64,6 +68,8 @@ class Run:
         self.measuring = 0.0
         self.settings = read_settings(self.config)
         print(f"Output folder: {self.folder}", flush=True)
+        if self.interrupted:
+            print("It holds a run that was interrupted, which goes on", flush=True)
 
     def options(self) -> dict[str, Any]:
         """How `UnlearningStrategy` is to keep models and serve requests."""
@@ -97,7 +103,27 @@ class Run:
         """Score the stored models as they are before anything is forgotten."""
         started = time.perf_counter()
         self.before = self.score(store)
+        kept = {
+            "request": self.requests[0].to_json(),
+            "operations": [o.digest for o in store.operations.all()],
+            "scores": {name: asdict(scores) for name, scores in self.before.items()},
+        }
+        write_atomically(self.folder / BEFORE, json.dumps(kept).encode())
         self.measuring += time.perf_counter() - started
+
+    def recall_before(self, store: RunStore, result: ForgetResult) -> dict[str, ClassScores]:
+        """What `measure_before` measured before an interruption; nothing if that is not there."""
+        update = result.update.digest if result.update else None
+        earlier = [o.digest for o in store.operations.all() if o.client_update != update]
+        try:
+            kept = json.loads((self.folder / BEFORE).read_bytes())
+            if (kept["request"], kept["operations"]) != (result.request.to_json(), earlier):
+                return {}
+            scores = {name: ClassScores(**_by_label(plain)) for name, plain in kept["scores"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+            print(f"The report lacks the scores from before the request: {e}", flush=True)
+            return {}
+        return scores
 
     def score(self, store: RunStore) -> dict[str, ClassScores]:
         """Scores of every stored model on the central test set."""
@@ -113,18 +139,45 @@ class Run:
         """
         store = strategy.store
         result = strategy.results[-1] if strategy.results else None
-        train_seconds = seconds - self.measuring - (result.wall_seconds if result else 0.0)
-        known = store.umig.get_meta(WALL_SECONDS)
-        if int(self.config["num-server-rounds"]) or known is None:
-            store.set_meta(WALL_SECONDS, str(train_seconds + float(known or 0.0)))
+        self.note_wall_seconds(store, seconds - self.measuring - (result.wall_seconds if result else 0.0))
         if result is None:
             print(f"Trained, nothing was to be forgotten. The run is in {self.folder}", flush=True)
+            self.complete(store)
             return
         if result.message.startswith("failed"):
             raise RuntimeError(f"the request was not served: {result.message}")
+        self.before = self.before or self.recall_before(store, result)
         report = self.report(store, result)
         write_report(report, self.folder, graph=lineage_graph(store, result))
+        self.complete(store)
         print_table(report, self.folder)
+
+    def yardstick_store(self, rounds: int) -> RunStore:
+        """The store of the model trained without the forget set; a new one, unless that was interrupted."""
+        folder = self.folder / "retrained"
+        about = json.dumps([rounds, *(self.config[k] for k in ("forget-classes", "forget-clients"))])
+        if folder.exists():
+            with RunStore(folder) as store:
+                same = self.interrupted and store.umig.get_meta(YARDSTICK) == about
+            if not same:
+                shutil.rmtree(folder)
+        store = RunStore(folder)
+        store.set_meta(YARDSTICK, about)
+        store.runs.reopen()
+        return store
+
+    def complete(self, store: RunStore) -> None:
+        """Note that the command has come to its end: repeated, it is not one that was interrupted."""
+        if (run := store.runs.last()) is not None:
+            store.set_meta(COMPLETE, str(run.id))
+
+    def note_wall_seconds(self, store: RunStore, seconds: float) -> None:
+        """Add to the wall time of training; how long one that died had trained is not known."""
+        known = store.umig.get_meta(WALL_SECONDS)
+        if self.interrupted or known == UNKNOWN:
+            store.set_meta(WALL_SECONDS, UNKNOWN)
+        elif int(self.config["num-server-rounds"]) or known is None:
+            store.set_meta(WALL_SECONDS, str(seconds + float(known or 0.0)))
 
     def report(self, store: RunStore, result: ForgetResult) -> UnlearnReport:
         """Everything known of the request."""
@@ -136,6 +189,7 @@ class Run:
                 task.load_test_data(self.config),
                 device=DEVICE,
             )
+        wall = store.umig.get_meta(WALL_SECONDS)
         return build_report(
             result,
             store,
@@ -143,7 +197,7 @@ class Run:
             after=self.score(store),
             seed=int(self.config["seed"]),
             train_client_seconds=client_seconds(store),
-            train_wall_seconds=float(store.umig.get_meta(WALL_SECONDS) or 0.0),
+            train_wall_seconds=None if wall == UNKNOWN else float(wall or 0.0),
             retrained=retrained,
             retrain_client_seconds=self.retrained.client_seconds if self.retrained else None,
         )
@@ -174,13 +228,14 @@ def read_settings(config: Mapping[str, Any]) -> UnlearnSettings:
     )
 
 
-def open_folder(config: Mapping[str, Any], run_id: int) -> tuple[Path, bool]:
-    """The run's folder, and whether it holds a run to go on from.
+def open_folder(config: Mapping[str, Any], run_id: int) -> tuple[Path, bool, bool]:
+    """The run's folder, whether it holds a run to go on from, and whether that was interrupted.
 
     A run to go on from is changed in place, unless ``out-dir`` names another folder: then it is copied there.
+    An ``out-dir`` that holds an interrupted run of as many rounds is taken as it is.
 
     Raises:
-        ValueError: If ``out-dir`` holds something already, or ``resume-from`` holds no run.
+        ValueError: If ``out-dir`` holds something else, or ``resume-from`` holds no run.
     """
     source = Path(str(config["resume-from"])).expanduser().absolute() if config["resume-from"] else None
     folder = Path(str(config["out-dir"] or source or f"outputs/quickstart-{run_id}")).expanduser().absolute()
@@ -189,16 +244,39 @@ def open_folder(config: Mapping[str, Any], run_id: int) -> tuple[Path, bool]:
             f"resume-from = {source} holds no run (no lineage.sqlite); name a finished run's out-dir"
         )
     if folder == source:
-        return folder, True
+        return folder, True, was_interrupted(folder)
     if folder.exists() and any(folder.iterdir()):
+        if was_interrupted(folder, rounds=int(config["num-server-rounds"])):
+            return folder, source is not None, True
         raise ValueError(
             f"out-dir = {folder} is not empty; choose another, or go on from it with resume-from"
         )
     if source:
-        shutil.copytree(
-            source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("report*", "retrained")
+        ignored = shutil.ignore_patterns("report*", "retrained", BEFORE)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored)
+    return folder, source is not None, False
+
+
+def was_interrupted(folder: Path, rounds: int | None = None) -> bool:
+    """Whether a folder holds a run whose command did not come to its end.
+
+    Raises:
+        ValueError: If it is a run of another number of ``rounds``.
+    """
+    if not (folder / "lineage.sqlite").is_file():
+        return False
+    with RunStore(folder) as store:
+        run = store.runs.last()
+        if run is None:
+            return len(store.umig) == 0
+        if store.umig.get_meta(COMPLETE) == str(run.id):
+            return False
+    if rounds not in (None, run.rounds):
+        raise ValueError(
+            f"{folder} holds an interrupted run of {run.rounds} rounds, num-server-rounds is {rounds}; "
+            "repeat the same command to go on with it, or choose another out-dir"
         )
-    return folder, source is not None
+    return True
 
 
 def client_seconds(store: RunStore) -> float:
@@ -239,6 +317,11 @@ def print_table(report: UnlearnReport, folder: Path) -> None:
         + ("" if cost.retrain_client_seconds is None else f", {cost.retrain_client_seconds:.1f} s to retrain")
     )
     print(f"\nReport: {folder / 'report.md'}\n", flush=True)
+
+
+def _by_label(plain: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """JSON has no whole numbers as keys."""
+    return {name: {int(label): v for label, v in values.items()} for name, values in plain.items()}
 
 
 def _percent(share: float | None) -> str:

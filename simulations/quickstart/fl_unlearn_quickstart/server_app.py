@@ -25,6 +25,8 @@ def main(grid: Grid, context: Context) -> None:
     strategy: FedAvg | UnlearningStrategy = fedavg(grid, context)
     strategy = UnlearningStrategy(strategy, store=run.folder, **run.options())  # <- fl-unlearn
     run.check_data(strategy.store)
+    if run.interrupted:
+        strategy.store.runs.reopen()  # <- fl-unlearn: go on, be it that only the report was missing
     for request in run.requests:
         strategy.submit(request, after_round=run.after_round)  # <- fl-unlearn: what is to be forgotten
 
@@ -96,7 +98,8 @@ def train(
 def retrain(run: outputs.Run, grid: Grid, context: Context, rounds: int) -> outputs.Retrained:
     """The yardstick: the same federation, from the same start, without what was forgotten."""
     print("Training the yardstick: the same federation without what was forgotten", flush=True)
-    yardstick = UnlearningStrategy(fedavg(grid, context), store=run.folder / "retrained", deterministic=True)
+    store = run.yardstick_store(rounds)
+    yardstick = UnlearningStrategy(fedavg(grid, context), store=store, deterministic=True)
     without = ConfigRecord(
         {"exclude-classes": run.config["forget-classes"], "exclude-clients": run.config["forget-clients"]}
     )

@@ -1,0 +1,117 @@
+"""What the clients' Fisher answers and the lineage say about a request: holders, roots, affected models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+
+from fl_unlearn.fisher import FisherSums
+from fl_unlearn.flower import records
+from fl_unlearn.lineage import NodeKind
+from fl_unlearn.merge import FisherPart
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.types import REST, ForgetRequest, NotEnoughAnswersError, RequestError
+
+
+def holders(request: ForgetRequest, store: RunStore, fishers: Mapping[str, FisherSums]) -> dict[str, int]:
+    """Clients that hold what is to be forgotten, with their number of samples.
+
+    Raises:
+        RequestError: If a class or client is unknown, nobody holds a class, or nothing would be retained.
+        NotEnoughAnswersError: If a named client did not answer.
+    """
+    classes, clients = request.classes, request.clients
+    known = {*fishers, *store.clients().values()}
+    unknown = [c for c in clients if c not in known]
+    if unknown:
+        raise RequestError(f"unknown clients {unknown}; known: {', '.join(sorted(known))}")
+    absent = [c for c in clients if c not in fishers]
+    if absent:
+        raise NotEnoughAnswersError(f"the named clients {absent} did not answer; nothing was changed")
+    count = next(iter(fishers.values())).num_classes
+    for label in classes:
+        if label >= count:
+            raise RequestError(f"unknown class {label}: the model has the classes 0 to {count - 1}")
+    for label in classes:
+        if not any(f.counts.get(label) for f in fishers.values()):
+            whom = f"of the clients {', '.join(clients)}" if clients else "that answered"
+            raise RequestError(f"no client {whom} holds class {label}; check the class and the clients")
+    if not any(f.counts.get(REST) for f in fishers.values()):
+        raise RequestError(
+            "nothing would be retained: the request covers every class that the clients hold. "
+            "To forget everything, start again from an untrained model"
+        )
+    held = {client: sum(sums.counts.get(c, 0) for c in classes) for client, sums in fishers.items()}
+    return {client: samples for client, samples in held.items() if samples}
+
+
+def lineage(
+    request: ForgetRequest,
+    store: RunStore,
+    answered: Collection[str],
+    holders: Collection[str],
+    *,
+    all_affected: bool,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Roots and affected models; a client that could not be asked or identified counts as a holder.
+
+    Raises:
+        RequestError: If there are none.
+    """
+    named = set(request.clients)
+    innocent = set() if all_affected else set(answered) - set(holders)
+
+    def suspect(client: str) -> bool:
+        return client.startswith(records.UNIDENTIFIED) or (
+            client in named if named else client not in innocent
+        )
+
+    roots = store.umig.roots([o for o, c in store.clients().items() if suspect(c)])
+    if not roots:
+        raise RequestError(
+            f"the holders {sorted(holders)} contributed no update recorded in {store.folder}: "
+            "there is no model to unlearn. Is this the store of the run that trained the model?"
+        )
+    names = tuple(n.name for n in roots)
+    return names, tuple(n.name for n in store.umig.affected(names))
+
+
+def parts(request: ForgetRequest, fishers: Mapping[str, FisherSums]) -> list[FisherPart]:
+    """The mean Fisher of each holder's forgotten classes."""
+    return [
+        FisherPart(client, label, sums.mean([label]), sums.counts[label])
+        for client, sums in fishers.items()
+        for label in request.classes
+        if sums.counts.get(label)
+    ]
+
+
+def retained(sums: Collection[FisherSums]) -> FisherSums:
+    """The clients' retained sums, added: of each answer only the group of what is kept."""
+    parts = [
+        FisherSums(s.kind, s.scope, s.num_classes, {REST: s.sums[REST]}, {REST: s.counts[REST]}) for s in sums
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def earlier_models(
+    store: RunStore, affected: Iterable[str], holders: Collection[str], most: int
+) -> list[dict[str, torch.Tensor]]:
+    """Affected global models before the current one, evenly spread, and two of the holders' updates."""
+    kept, umig = store.kept(), store.umig
+    nodes = [umig.node(n) for n in affected if n in kept]
+    earlier = [n.name for n in nodes if n.kind == NodeKind.AGGREGATE][:-1]
+    owners = {o for o, c in store.clients().items() if c in holders}
+    updates = [n.name for n in nodes if n.kind == NodeKind.CLIENT_UPDATE and n.owner in owners]
+    chosen = _spread(earlier, most) + _spread(updates, 2)
+    return [store.load(n).state for n in chosen]
+
+
+def _spread(names: list[str], most: int) -> list[str]:
+    """At most ``most`` of ``names``, evenly spread from the first to the last."""
+    most = min(most, len(names))
+    return [names[round(i * (len(names) - 1) / max(1, most - 1))] for i in range(most)]

@@ -1,0 +1,138 @@
+"""How far a request has come, as the store knows it: taken up where its server died, noted phase by phase."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import Any
+
+import torch
+
+from fl_unlearn import request_log
+from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.flower import records
+from fl_unlearn.flower.calibration import Candidate
+from fl_unlearn.flower.result import ForgetResult, from_facts, to_facts
+from fl_unlearn.operations import Operation
+from fl_unlearn.request_log import RequestRow
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.types import ForgetRequest, UnlearnSettings, UpdateError
+
+log = logging.getLogger(__name__)
+
+BASE = "base.safetensors"
+"""What the Fisher phase leaves: the update of which all candidates are variants."""
+
+
+def take_up(
+    store: RunStore,
+    request: ForgetRequest,
+    settings: UnlearnSettings,
+    *,
+    position: int | None = None,
+    after_round: int | None = None,
+) -> RequestRow:
+    """The row of the same request if it was interrupted, or a new one.
+
+    With other settings than then it begins anew, unless it was decided already.
+    """
+    row = store.runs.requests.find(request, position)
+    if row is not None and row.phase in request_log.UNFINISHED:
+        if decision_of(store, row) or _alike(row.settings, settings):
+            log.warning("request %d was interrupted after the phase %r; it goes on", row.id, row.phase)
+            return row
+        store.runs.requests.give_up(row.id)
+    return store.runs.requests.open(request, settings, position=position, after_round=after_round)
+
+
+def decision_of(store: RunStore, row: RequestRow) -> Operation | None:
+    """The operation that a request was decided with."""
+    return next((o for o in store.operations.all() if o.request.get("request") == row.id), None)
+
+
+def _alike(then: dict[str, Any], now: UnlearnSettings) -> bool:
+    """Whether two settings serve a request alike; how many clients to wait for depends on the moment."""
+    plain = json.loads(json.dumps(now.to_json()))
+    return {**then, "min_clients": 0} == {**plain, "min_clients": 0}
+
+
+class Progress:
+    """One request's way through the phases.
+
+    Args:
+        store: The run's store.
+        row: The request.
+        settings: How it is served.
+        state: The current global model.
+
+    Attributes:
+        result: What has become of it so far.
+        decision: The operation that it was decided with, before a server died.
+        base: What the Fisher phase left; None while it has to be asked for.
+        chosen: Threshold and dampening chosen by calibration; None before.
+        scored: How many clients scored the candidates, of how many.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        row: RequestRow,
+        settings: UnlearnSettings,
+        state: dict[str, torch.Tensor],
+    ) -> None:
+        self.store, self.row = store, row
+        self.models, self.model = len(store.umig), _digest_of(state)
+        self.decision = decision_of(store, row)
+        self.base = None if self.decision else self._kept_base()
+        self.result = ForgetResult(row.request, settings)
+        self.chosen: tuple[float, float] | None = None
+        self.scored = (0, 0)
+        if self.decision or self.base:
+            self.result = from_facts(store, row, settings)
+            self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
+            self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether phases were completed before."""
+        return self.decision is not None or self.base is not None
+
+    def candidate(self) -> Candidate | None:
+        """The candidate chosen before a server died."""
+        return next((c for c in self.result.candidates if (c.threshold, c.dampening) == self.chosen), None)
+
+    def note(self, phase: str) -> None:
+        """Note that a phase is completed.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        facts = {**to_facts(self.result), "models": self.models, "model": self.model}
+        facts |= {"chosen": self.chosen, "scored": self.scored}
+        self.store.runs.requests.note(self.row.id, phase, facts)
+
+    def keep_base(self, base: DampeningUpdate) -> None:
+        """Keep what the Fisher phase leaves, until the request is over."""
+        self.base = base
+        self.store.runs.requests.keep_file(self.row.id, BASE, base.to_bytes())
+
+    def _kept_base(self) -> DampeningUpdate | None:
+        """What the Fisher phase left, if it was this model's."""
+        facts = self.row.facts
+        if (facts.get("models"), facts.get("model")) != (self.models, self.model):
+            return None
+        data = self.store.runs.requests.read_file(self.row.id, BASE)
+        try:
+            return DampeningUpdate.from_bytes(data) if data is not None else None
+        except UpdateError as e:
+            log.warning("what request %d needed to go on was damaged, it begins anew: %s", self.row.id, e)
+            return None
+
+
+def _digest_of(state: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names and values."""
+    sha = hashlib.sha256()
+    for name, array in records.to_arrays(state).items():
+        sha.update(name.encode() + b"\0" + array.data)
+    return sha.hexdigest()

@@ -1,0 +1,139 @@
+"""What became of a forget request, for the caller and as JSON for the store's log."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.flower.calibration import Candidate
+from fl_unlearn.request_log import RequestRow
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.types import ClassScores, CorruptCheckpointError, ForgetRequest, UnlearnSettings
+
+log = logging.getLogger(__name__)
+
+_PLAIN = (
+    "committed",
+    "message",
+    "roots",
+    "applied",
+    "forgotten_before",
+    "holders",
+    "asked",
+    "failed",
+    "silent",
+    "outstanding",
+    "wall_seconds",
+    "client_seconds",
+    "bytes_up",
+    "bytes_down",
+)
+
+
+@dataclass
+class ForgetResult:
+    """What became of a request.
+
+    Attributes:
+        request: What was asked.
+        settings: How it was served.
+        committed: Whether an update was decided and applied.
+        message: One sentence for people: what was done, or why nothing was.
+        state: The current model afterwards (unchanged when refused).
+        update: The update, or None when refused.
+        roots: The first models that learned the forget set.
+        affected: Every model that inherited from a root, in chronological order.
+        applied: The affected models whose checkpoints were changed.
+        forgotten_before: Classes forgotten by earlier requests; they count neither as forgotten nor retained.
+        holders: Clients that hold forget data, with their number of samples.
+        asked: Clients (or ``node-<id>`` where the name is unknown) that were asked.
+        failed: Those whose answer was an error or was rejected, with the reason.
+        silent: Those that did not answer in time.
+        outstanding: Clients that have not confirmed the update; they get it at their next contact.
+        receipts: What clients say they applied the update to.
+        candidates: What calibration measured.
+        before: Scores of the current model before, over the clients' local data: (forget, retain).
+        after: The same afterwards, measured in the verification round; None when refused or unanswered.
+        wall_seconds: Wall time of the whole request.
+        client_seconds: Seconds of computing, summed over clients, as they report them.
+        bytes_up: Bytes received from clients.
+        bytes_down: Bytes sent to clients.
+    """
+
+    request: ForgetRequest
+    settings: UnlearnSettings
+    committed: bool = False
+    message: str = ""
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    update: DampeningUpdate | None = None
+    roots: tuple[str, ...] = ()
+    affected: tuple[str, ...] = ()
+    applied: tuple[str, ...] = ()
+    forgotten_before: tuple[int, ...] = ()
+    holders: dict[str, int] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
+    outstanding: tuple[str, ...] = ()
+    receipts: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    before: tuple[ClassScores, ClassScores] | None = None
+    after: tuple[ClassScores, ClassScores] | None = None
+    wall_seconds: float = 0.0
+    client_seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+def to_facts(result: ForgetResult) -> dict[str, Any]:
+    """What a result holds, finished or not, as JSON; the store has the rest."""
+    facts = {name: getattr(result, name) for name in _PLAIN}
+    facts["update"] = result.update.digest if result.update else None
+    facts["candidates"] = [c.to_json() for c in result.candidates]
+    for name in ("before", "after"):
+        scores = getattr(result, name)
+        facts[name] = [asdict(s) for s in scores] if scores else None
+    return facts
+
+
+def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> ForgetResult:
+    """The result that `to_facts` was given, from the facts of a request and from the store.
+
+    ``state`` is left empty: it is the model of then, which may have been trained on since.
+
+    Args:
+        store: The run's store.
+        row: The request.
+        settings: How it is, or was, served.
+    """
+    facts = row.facts
+    result = ForgetResult(row.request, settings)
+    for name in _PLAIN:
+        value = facts[name]
+        setattr(result, name, tuple(value) if isinstance(value, list) else value)
+    result.candidates = tuple(Candidate(**c) for c in facts["candidates"])
+    result.before, result.after = _scores(facts["before"]), _scores(facts["after"])
+    result.receipts = store.runs.requests.receipts(row.id)
+    if facts["update"]:
+        try:
+            result.update = store.update(facts["update"])
+        except CorruptCheckpointError as e:
+            log.warning("the result of request %d is told without its update: %s", row.id, e)
+    if result.roots:
+        affected = store.umig.affected(result.roots)
+        result.affected = tuple(n.name for n in affected if n.id <= facts["models"])
+    return result
+
+
+def _scores(plain: list[dict[str, dict[str, Any]]] | None) -> tuple[ClassScores, ClassScores] | None:
+    if plain is None:
+        return None
+    forget, retain = (
+        ClassScores(**{name: {int(c): v for c, v in by_class.items()} for name, by_class in scores.items()})
+        for scores in plain
+    )
+    return forget, retain
