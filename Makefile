@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class clean
+.PHONY: help demo test test-fast check wheel each-class faults clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ wheel: $(VENV)/.test  ## build the wheel and import it in a clean environment ou
 each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and several at once (tables)
 	$(BIN)/python -m simulations.figures.each_class --out outputs/each-class $(ARGS)
 	$(BIN)/python -m simulations.figures.each_class --holders 2 --out outputs/several-classes 1,9 0,1,2 3,5,8 $(ARGS)
+
+faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
+	$(BIN)/python -m simulations.faults $(ARGS)
 
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

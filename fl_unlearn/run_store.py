@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fl_unlearn.dampen import DampeningUpdate
-from fl_unlearn.files import remove_partial, write_atomically
+from fl_unlearn.files import make_folder, remove_partial, write_atomically
 from fl_unlearn.lineage import UMIG, Node, NodeKind
 from fl_unlearn.lineage_file import text
 from fl_unlearn.lock import lock_folder
@@ -81,17 +81,22 @@ class RunStore:
         self.folder = Path(folder).absolute()
         self.keep = keep or KeepPolicy()
         self._lock: IO[str] | None = None
-        self._written: list[str] = []
+        self._written: list[list[str]] = []  # for each round that is open, the outermost first
         if read_only and not (self.folder / DATABASE).is_file():
             raise StoreError(f"{self.folder} has no {DATABASE}: it is not the store of a run. Check the path")
         if not read_only:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / "updates").mkdir(exist_ok=True)
+                make_folder(self.folder)
+                make_folder(self.folder / "updates")
                 self._lock = lock_folder(self.folder, wait)
             except OSError as e:
                 raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e
-        self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
+        try:
+            self.umig = UMIG(self.folder / DATABASE, read_only=read_only)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()  # or whoever handles the error could not try again
+            raise
         try:
             self.checkpoints = CheckpointStore(self._address(checkpoints) or self.folder / "checkpoints")
             self.operations = OperationLedger(self.umig, self.checkpoints)
@@ -138,21 +143,22 @@ class RunStore:
     @contextmanager
     def round(self) -> Iterator[None]:
         """Everything recorded inside is one transaction; on an error its files are removed again."""
-        outer, self._written = self._written, []
+        self._written.append([])
         try:
             with self.umig.transaction():
                 yield
-                if self._written and not outer:  # before the rows: a file that is recorded must be there
+                if self._written[-1] and len(self._written) == 1:  # before the rows
                     self.checkpoints.sync()
         except BaseException:
-            for name in self._written:
+            for name in self._written[-1]:
                 with suppress(OSError):  # the first error is the one to report; `recover` removes the file
                     self.checkpoints.delete(name)
             raise
         else:
-            outer.extend(self._written)
+            if len(self._written) > 1:
+                self._written[-2] += self._written[-1]
         finally:
-            self._written = outer
+            self._written.pop()
 
     def record(
         self,
@@ -183,7 +189,7 @@ class RunStore:
             if state is not None:
                 self.check_model(signature_of(state), remember=True)
             if state is not None and self.keep.keeps(kind, round_):
-                self._written.append(name)
+                self._written[-1].append(name)
                 info = self.checkpoints.write(name, state, applied)
             node = self.umig.add(
                 name,
