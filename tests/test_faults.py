@@ -129,6 +129,17 @@ def test_a_victim_that_nothing_happens_to(disk: Disk) -> None:
         assert {"g0", "g1"} <= {node.name for node in store.umig}
 
 
+def test_what_a_killed_process_could_not_record_is_taken_in(disk: Disk) -> None:
+    recorded(disk, lambda root: LocalFiles(root).write("file", [b"o" * 2048]) or LocalFiles(root).sync())
+    (disk.root / "file").write_bytes(b"n" * 2048)
+    (disk.root / "new").write_bytes(b"new")
+    assert disk.observe() == 2
+    assert disk.observe() == 0
+    assert disk.contents() == {"file": b"n" * 2048, "new": b"new"}
+    disk.cut_power(random.Random(1), "any")
+    assert len(disk.contents()["file"]) == 2048, "it was never shorter"
+
+
 def test_what_was_not_synced_may_be_gone(disk: Disk) -> None:
     local = LocalFiles(disk.root)
     old, new = b"o" * 3000, b"n" * 3000

@@ -19,8 +19,8 @@ class Counts:
     Attributes:
         kills: Processes killed.
         triggers: The same, by what chose the instant.
-        disk_full: Disks that were full, by (phase, how the operation ended): refused with an error, or without
-            one, since there was room enough or the decision was made and is finished later.
+        disk_full: Disks that were full, by (phase, how the operation ended): refused, or without an error,
+            since there was room enough, or the decision was made and is finished later.
         done: Rounds, updates... that came to their end, and checkpoints compared.
         failures: By one of `check.KINDS`.
         examples: The first failures in words.

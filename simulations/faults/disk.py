@@ -102,8 +102,8 @@ class Disk:
             self._on_unlink(name)
         changed = [name for name, data in actual.items() if seen.get(name) != data]
         for name in changed:
-            self._on_open("observed", name, True, True)
-            self._on_write("observed", 0, actual[name])
+            self._on_open("observed", name, True, False)
+            self._versions[self._names[name]].append(actual[name])
         return len(changed) + len(seen.keys() - actual.keys())
 
     def cut_power(self, rng: random.Random, mode: str) -> int:
