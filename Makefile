@@ -52,5 +52,8 @@ bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside l
 bench-overhead: $(VENV)/.sim  ## what recording costs a training run, on the simulation engine (table and JSON)
 	$(BIN)/python -m simulations.benchmarks.overhead $(ARGS)
 
+faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
+	$(BIN)/python -m simulations.faults $(ARGS)
+
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -103,6 +103,7 @@ class LocalFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self.address = str(self.folder)
+        self._made = False
 
     def path(self, name: str) -> Path:
         """Where a file is."""
@@ -129,7 +130,9 @@ class LocalFiles:
         """See `Files`."""
         with disk_errors(self.path(name)):
             try:
-                os.makedirs(self.folder, exist_ok=True)
+                if not self._made:
+                    make_folder(self.folder)
+                    self._made = True
                 fd = self._open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 try:
                     for chunk in chunks:
@@ -149,7 +152,7 @@ class LocalFiles:
             try:
                 for offset, data in runs:
                     _write_all(fd, data, offset)
-                os.fdatasync(fd)
+                (os.fdatasync if hasattr(os, "fdatasync") else os.fsync)(fd)  # macOS has only the other
             finally:
                 os.close(fd)
 
@@ -276,6 +279,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and its parents, so that they outlast a power cut.
+
+    One that is there is made durable too: a crash may have come between making and syncing it.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # a folder that may not be read cannot be synced
+        sync_folder(folder.parent)
 
 
 def read_exactly(file: IO[bytes], size: int) -> bytearray:

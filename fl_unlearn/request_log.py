@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_unlearn.files import write_atomically
+from fl_unlearn.files import disk_errors, make_folder, write_atomically
 from fl_unlearn.lineage import UMIG
-from fl_unlearn.types import ForgetRequest, StoreError, UnlearnSettings
+from fl_unlearn.types import ForgetRequest, UnlearnSettings
 
 OPENED, FISHER, CALIBRATED = "opened", "fisher", "calibrated"
 COMMITTED, TOLD, DONE, REFUSED, FAILED = "committed", "told", "done", "refused", "failed"
@@ -121,7 +121,8 @@ class RequestLog:
     def keep_file(self, id_: int, name: str, data: bytes) -> None:
         """Keep what a request needs to go on: until it is over, since it derives from the forgotten data."""
         folder = self.folder / str(id_)
-        make_folder(folder)
+        with disk_errors(folder):
+            make_folder(folder)
         write_atomically(folder / name, data)
 
     def read_file(self, id_: int, name: str) -> bytes | None:
@@ -187,15 +188,3 @@ def _among(phases: Sequence[str]) -> str:
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder where there is none.
-
-    Raises:
-        StoreError: If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise StoreError(f"cannot make {folder}: {e.strerror or e}") from e

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_unlearn.files import remove_partial, write_atomically
+from fl_unlearn.files import disk_errors, make_folder, remove_partial, write_atomically
 from fl_unlearn.lineage import UMIG
-from fl_unlearn.request_log import RequestLog, make_folder
+from fl_unlearn.request_log import RequestLog
 from fl_unlearn.types import CorruptCheckpointError, StoreError
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,8 @@ class RunLog:
         if data is not None:
             digest = hashlib.sha256(data).hexdigest()
             file = f"{run}-{digest[:16]}.safetensors"
-            make_folder(self.recovery)
+            with disk_errors(self.recovery):
+                make_folder(self.recovery)
             write_atomically(self.recovery / file, data)
         with self.umig.transaction():
             row = (run, node, file, digest, json.dumps(list(operations)))

@@ -56,27 +56,26 @@ class RunStore(StoreFolder):
         AuditError: If the key or the head file does not fit the store's audit log.
     """
 
-    _written: list[str] = []  # noqa: RUF012 (replaced, never changed)
-
     # ------------------------------------------------------------------ recording
     @contextmanager
     def round(self) -> Iterator[None]:
         """Everything recorded inside is one transaction; on an error its files are removed again."""
-        outer, self._written = self._written, []
+        self._written.append([])
         try:
             with self.umig.transaction(), self.audit.recording():
                 yield
-                if self._written and not outer:  # before the rows: a file that is recorded must be there
+                if self._written[-1] and len(self._written) == 1:  # before the rows
                     self.checkpoints.sync()
         except BaseException:
-            for name in self._written:
+            for name in self._written[-1]:
                 with suppress(OSError):  # the first error is the one to report; `recover` removes the file
                     self.checkpoints.delete(name)
             raise
         else:
-            outer.extend(self._written)
+            if len(self._written) > 1:
+                self._written[-2] += self._written[-1]
         finally:
-            self._written = outer
+            self._written.pop()
         self.audit.publish()  # not above: an interruption here must not remove files that are committed
 
     def record(
@@ -108,7 +107,7 @@ class RunStore(StoreFolder):
             if state is not None:
                 self.check_model(signature_of(state), remember=True)
             if state is not None and self.keep.keeps(kind, round_):
-                self._written.append(name)
+                self._written[-1].append(name)
                 info = self.checkpoints.write(name, state, applied)
             node = self.umig.add(
                 name,

@@ -115,10 +115,12 @@ class CheckpointStore:
 
     def stage_parts(self, name: str, parts: Iterable[Bytes]) -> None:
         """As `stage`, from a file's bytes as they come."""
+        self.files.remove(file_name(name) + REDO)  # one successor at a time, whatever failed before
         self.files.write(file_name(name) + STAGED, parts)
 
     def stage_runs(self, name: str, runs: Runs) -> None:
         """Prepare a model's successor as the bytes that change; only where ``files.in_place``."""
+        self.files.remove(file_name(name) + STAGED)
         self.files.write(file_name(name) + REDO, (_pack(runs),))
 
     def promote(self, name: str) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 from fl_unlearn.audit import AUDIT_TABLES, AuditLog, SigningKey
 from fl_unlearn.audit_entry import text_digest
 from fl_unlearn.audit_replay import snapshot
-from fl_unlearn.files import remove_partial
+from fl_unlearn.files import make_folder, remove_partial
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.lock import lock_folder
 from fl_unlearn.migrate import migrate_checkpoints
@@ -65,6 +65,7 @@ class StoreFolder:
         key = SigningKey.load(signing_key) if signing_key is not None and not read_only else None
         self.folder = Path(folder).absolute()
         self.keep = keep or KeepPolicy()
+        self._written: list[list[str]] = []  # for each round that is open, the outermost first
         self._lock = None if read_only else self._take(wait)
         if read_only and not (self.folder / DATABASE).is_file():
             raise StoreError(f"{self.folder} has no {DATABASE}: it is not the store of a run. Check the path")
@@ -83,8 +84,8 @@ class StoreFolder:
 
     def _take(self, wait: float) -> IO[str]:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "updates").mkdir(exist_ok=True)
+            make_folder(self.folder)
+            make_folder(self.folder / "updates")
             return lock_folder(self.folder, wait)
         except OSError as e:
             raise StoreError(f"cannot make the store {self.folder}: {e.strerror or e}") from e

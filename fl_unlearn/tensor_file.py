@@ -25,7 +25,7 @@ _KEY = "fl_unlearn"
 _METADATA = "__metadata__"
 _LARGEST_HEADER = 100_000_000  # safetensors' own limit
 _UPDATES_AHEAD = 16
-_BYTES_AN_UPDATE = 68  # 64 hexadecimal digits, escaped quotes, a comma
+_BYTES_AN_UPDATE = 70  # 64 hexadecimal digits, escaped quotes, a comma, a blank
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_unlearn.files import Files, LocalFiles, RemoteFiles, open_files, read_exactly, write_atomically
+from fl_unlearn import files as files_module
+from fl_unlearn.files import (
+    Files,
+    LocalFiles,
+    RemoteFiles,
+    make_folder,
+    open_files,
+    read_exactly,
+    write_atomically,
+)
 from fl_unlearn.types import StoreError, StoreFullError
 
 
@@ -69,9 +79,28 @@ def test_data_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: py
     events: list[str] = []
     replace, fsync = os.replace, os.fsync
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
-    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("sync"), fsync(fd)))
+    kind = {True: "folder", False: "file"}
+    synced = lambda fd: (events.append(kind[stat.S_ISDIR(os.fstat(fd).st_mode)]), fsync(fd))  # noqa: E731
+    monkeypatch.setattr(os, "fsync", synced)
     write_atomically(tmp_path / "file", b"data")
-    assert events == ["sync", "rename", "sync"]
+    assert events == ["folder", "file", "rename", "folder"]
+
+
+def test_a_folder_and_its_parents_outlast_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is synced into its parent before anything is put in it; one that is there, again."""
+    events: list[str] = []
+    mkdir = Path.mkdir
+    monkeypatch.setattr(files_module, "sync_folder", lambda folder: events.append(f"sync {folder.name}"))
+    monkeypatch.setattr(Path, "mkdir", lambda p, **kw: (events.append(f"make {p.name}"), mkdir(p, **kw)))
+    top = tmp_path.name
+    make_folder(tmp_path / "a" / "b")
+    above = f"sync {tmp_path.parent.name}"
+    assert events == [above, "make a", f"sync {top}", "make b", "sync a"]
+    del events[:]
+    make_folder(tmp_path / "a" / "b")
+    assert events == ["sync a"]
 
 
 # --------------------------------------------------------------------------- any address

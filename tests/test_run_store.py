@@ -12,6 +12,7 @@ import runs
 import torch
 
 from fl_unlearn import files as files_module
+from fl_unlearn import run_store
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.run_store import DATABASE, RunStore
 from fl_unlearn.store import KeepPolicy
@@ -276,3 +277,19 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         RunStore(tmp_path)
     with RunStore(tmp_path) as again, RunStore(tmp_path, read_only=True) as reader:
         assert again.kept() == reader.kept() == set()
+
+
+def test_an_opening_that_failed_lets_go_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the error is being handled."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreFullError("no room")
+
+    with monkeypatch.context() as m:
+        m.setattr(run_store, "UMIG", full)
+        with pytest.raises(StoreFullError) as caught:
+            RunStore(tmp_path / "run")
+    assert caught.value.__traceback__ is not None
+    RunStore(tmp_path / "run").close()

@@ -16,6 +16,7 @@ from crashes import killed_at
 
 from fl_unlearn import apply
 from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.files import LocalFiles
 from fl_unlearn.operations import OperationLedger
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -217,3 +218,19 @@ def test_files_are_on_the_disk_before_the_ledger_says_so(
     for before in ("INSERT INTO operation", "UPDATE checkpoint"):
         assert last("fsync", "fdatasync", before=before) > last("write", "pwrite", "replace", before=before)
     assert ("pwrite" in events) is (update is NARROW)
+
+
+def test_every_round_is_on_the_disk_before_the_ledger_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names too, and not only of the first round that a process records."""
+    with RunStore(tmp_path / "run", keep=runs.ALL) as store:
+        events: list[str] = []
+        write, sync = LocalFiles.write, LocalFiles.sync
+        monkeypatch.setattr(LocalFiles, "write", lambda f, n, c: (events.append("write"), write(f, n, c)))
+        monkeypatch.setattr(LocalFiles, "sync", lambda f: (events.append("sync"), sync(f)))
+        store.umig.connection.set_trace_callback(lambda sql: events.append(sql) if sql == "COMMIT" else None)
+        store.record("g0", runs.state(100), kind="initial", round_=0)
+        runs.write_round(store, 1)
+        runs.write_round(store, 2)
+    assert events == ["write", "sync", "COMMIT"] + 2 * ["write", "write", "write", "sync", "COMMIT"]
