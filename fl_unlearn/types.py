@@ -219,6 +219,8 @@ class UnlearnSettings:
         min_clients: Wait (at most ``timeout``) until this many clients are connected before asking any.
         min_answers: Share of the asked clients that must answer each phase, 0 to 1.
         force: Commit a fixed ``threshold`` even when it fails calibration; the report says so.
+        executor: What applies the update to the checkpoints (`apply.stage`): ``"threads"`` of the server's
+            process, or ``"ray"``, a cluster that sees the checkpoints' address.
     """
 
     fisher_kind: FisherKind = "normalized"
@@ -238,10 +240,12 @@ class UnlearnSettings:
     min_clients: int = 1
     min_answers: float = 0.5
     force: bool = False
+    executor: Executor = "threads"
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
         _one_of("reference", self.reference, REFERENCE_MODES)
+        _one_of("executor", self.executor, EXECUTORS)
         if not self.fisher_scope.strip():
             raise SettingsError("fisher_scope is empty; use 'head', 'all' or names such as 'fc1.*,fc2.*'")
         if not self.candidates:

@@ -25,8 +25,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fl_unlearn.flower import UnlearningStrategy, strategy_state
+from fl_unlearn.flower.progress import Progress
 from fl_unlearn.operations import OperationLedger
-from fl_unlearn.request_log import RequestLog
 from fl_unlearn.store import KeepPolicy
 from fl_unlearn.types import ForgetRequest
 
@@ -143,14 +143,14 @@ def before(cls: type, method: str, nth: int = 0) -> Callable[[pytest.MonkeyPatch
 
 def after_phase(phase: str) -> Callable[[pytest.MonkeyPatch], None]:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        note = RequestLog.note
+        note = Progress.note
 
-        def dying(self: RequestLog, id_: int, reached: str, facts: Any = None) -> None:
-            note(self, id_, reached, facts)
+        def dying(self: Progress, reached: str) -> None:
+            note(self, reached)
             if reached == phase:
                 die()
 
-        monkeypatch.setattr(RequestLog, "note", dying)
+        monkeypatch.setattr(Progress, "note", dying)
 
     return patch
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from fl_unlearn import apply_file, files, run_store
+from fl_unlearn import apply_file, files
+from fl_unlearn import store_folder as folder_module
 from fl_unlearn.files import LocalFiles
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import CheckpointStore
@@ -42,7 +43,7 @@ def no_sync(m: pytest.MonkeyPatch) -> None:
 
 
 def no_folder_sync(m: pytest.MonkeyPatch) -> None:
-    m.setattr(run_store, "make_folder", lambda folder: folder.mkdir(parents=True, exist_ok=True))
+    m.setattr(folder_module, "make_folder", lambda folder: folder.mkdir(parents=True, exist_ok=True))
 
 
 def no_file_sync(m: pytest.MonkeyPatch) -> None:

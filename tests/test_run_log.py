@@ -167,7 +167,7 @@ def test_where_no_folder_can_be_made(tmp_path: Path) -> None:
     with runs.filled(tmp_path) as store:
         (tmp_path / "recovery").write_text("a file")
         run = store.runs.begin(3, 0)
-        with pytest.raises(StoreError, match=r"cannot make .*recovery"):
+        with pytest.raises(StoreError, match=r"cannot write .*recovery"):
             store.runs.save_snapshot(run.id, "g", b"first", [])
         assert store.runs.snapshot() is None
 

@@ -12,7 +12,7 @@ import runs
 import torch
 
 from fl_unlearn import files as files_module
-from fl_unlearn import run_store
+from fl_unlearn import store_folder
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.run_store import DATABASE, RunStore
 from fl_unlearn.store import KeepPolicy
@@ -288,7 +288,7 @@ def test_an_opening_that_failed_lets_go_of_the_folder(
         raise StoreFullError("no room")
 
     with monkeypatch.context() as m:
-        m.setattr(run_store, "UMIG", full)
+        m.setattr(store_folder, "UMIG", full)
         with pytest.raises(StoreFullError) as caught:
             RunStore(tmp_path / "run")
     assert caught.value.__traceback__ is not None

@@ -53,7 +53,7 @@ def broadcast(
         texts = record.get("receipts", [])
         receipts = [f"{client}: {str(t)[:500]}" for t in (texts if isinstance(texts, list) else [])]
         with store.umig.transaction():
-            store.operations.settle(operation, client)
+            store.operations.settle(operation, client, receipts)
             if request is not None:
                 store.runs.requests.add_receipts(request, receipts)
 

@@ -42,8 +42,19 @@ def take_up(
         if decision_of(store, row) or _alike(row.settings, settings):
             log.warning("request %d was interrupted after the phase %r; it goes on", row.id, row.phase)
             return row
+        fail(store, row, "begun anew with other settings")
+    with store.audit.transaction():
+        row = store.runs.requests.open(request, settings, position=position, after_round=after_round)
+        said = {**request.to_json(), "settings": settings.to_json()}
+        store.audit.append("request", {"request": row.id, **said})
+    return row
+
+
+def fail(store: RunStore, row: RequestRow, why: str) -> None:
+    """Give a request up that changed nothing."""
+    with store.audit.transaction():
         store.runs.requests.give_up(row.id)
-    return store.runs.requests.open(request, settings, position=position, after_round=after_round)
+        store.audit.append("failed", {"request": row.id, "message": why})
 
 
 def decision_of(store: RunStore, row: RequestRow) -> Operation | None:
@@ -110,7 +121,23 @@ class Progress:
         """
         facts = {**to_facts(self.result), "models": self.models, "model": self.model}
         facts |= {"chosen": self.chosen, "scored": self.scored}
-        self.store.runs.requests.note(self.row.id, phase, facts)
+        with self.store.audit.transaction():
+            self.store.runs.requests.note(self.row.id, phase, facts)
+            if phase == request_log.REFUSED:
+                self.store.audit.append("refused", {"request": self.row.id, "message": self.result.message})
+            if phase == request_log.DONE:
+                self.store.audit.append("verified", {"request": self.row.id, **self._measured()})
+
+    def _measured(self) -> dict[str, Any]:
+        """What the clients measured on the current model: shares and numbers of samples; None: nothing."""
+        out: dict[str, Any] = {"message": self.result.message, "affected": list(self.result.affected)}
+        for when, scores in (("before", self.result.before), ("after", self.result.after)):
+            for what, part in zip(("forgotten", "retained"), scores or (None, None), strict=True):
+                found = None
+                if part is not None:
+                    found = {"accuracy": part.accuracy(), "samples": sum(part.total.values())}
+                out[f"{what}_{when}"] = found
+        return out
 
     def keep_base(self, base: DampeningUpdate) -> None:
         """Keep what the Fisher phase leaves, until the request is over."""

@@ -27,7 +27,7 @@ from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.calibration import Candidate, choose, explain_refusal, judge
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress, decision_of, take_up
+from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.merge import merge
@@ -176,7 +176,7 @@ class Session:
     def _commit(self, chosen: Candidate, updates: dict[str, DampeningUpdate]) -> None:
         r = self.result
         assert r.update is not None
-        staged = stage(self.store, updates, r.update)
+        staged = stage(self.store, updates, r.update, executor=self.settings.executor)
         clients = {*self.store.clients().values(), *self.panel.clients()}
         staged.commit(self._record(chosen), sorted(clients))
         self.decided = r.committed = True
@@ -326,8 +326,8 @@ def _failing(store: RunStore, row: RequestRow) -> Iterator[None]:
     """An error in the block ends the request; one that was decided goes on, however."""
     try:
         yield
-    except Exception:
+    except Exception as e:
         with suppress(StoreError):
             if decision_of(store, row) is None:
-                store.runs.requests.give_up(row.id)
+                fail(store, row, f"{type(e).__name__}: {e}")
         raise
