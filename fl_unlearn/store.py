@@ -91,7 +91,18 @@ class CheckpointStore:
             StoreFullError: If the disk is full; nothing is changed.
             StoreError: If the file cannot be written.
         """
-        return self._write(file_name(name), state, applied)
+        file = file_name(name)
+        if not self.files.in_place:  # elsewhere a file comes into being when it is closed
+            return self._write(file, state, applied)
+        # Never torn under its own name: what is found there is a whole model, or somebody else's file.
+        info = self._write(file + PARTIAL, state, applied)
+        try:
+            self.files.replace(file + PARTIAL, file)
+        except BaseException:
+            with suppress(StoreError):
+                self.files.remove(file + PARTIAL)
+            raise
+        return info
 
     def stage(self, name: str, state: StateDict, applied: tuple[str, ...]) -> FileInfo:
         """Write a model's successor beside it; `promote` puts it in place, `discard` takes it away."""
@@ -209,6 +220,14 @@ class CheckpointStore:
         """
         with self.reader(name) as f:
             return read_layout(f, self.where(name)).applied
+
+    def ours(self, name: str) -> bool:
+        """Whether a model's file was written here, and not by another program."""
+        try:
+            with self.reader(name) as f:
+                return read_layout(f, name).ours
+        except StoreError:
+            return False
 
     def delete(self, name: str) -> None:
         """Remove a model's file, if there is one."""

@@ -121,6 +121,11 @@ class StoreFolder:
             self.audit.start(lambda: snapshot(self.umig))
             default = str(self.folder / "checkpoints")
             if self.checkpoints.address not in (default, self.umig.get_meta("checkpoints")):
+                if self.checkpoints.files.names():
+                    raise StoreError(
+                        f"{self.checkpoints.address} holds files already, and a run tidies the place where its "
+                        "checkpoints are; give an address of its own to each run"
+                    )
                 self.set_meta("checkpoints", self.checkpoints.address)
         self.recover()
         self.audit.publish()
@@ -160,10 +165,11 @@ class StoreFolder:
             log.warning("undoing an application that was interrupted before it was decided: %s", name)
             self.checkpoints.discard(name)
         for name in sorted(self.checkpoints.names() - self.kept()):
-            log.warning(
-                "removing a checkpoint that was written for a round that was never recorded: %s", name
-            )
-            self.checkpoints.delete(name)
+            if self.checkpoints.ours(name):
+                log.warning("removing a checkpoint of a round that was never recorded: %s", name)
+                self.checkpoints.delete(name)
+            else:
+                log.warning("%s is not this program's; it stays as it is", self.checkpoints.where(name))
 
     def _execute(self, statement: str, *values: Any) -> Any:
         return self.umig.connection.execute(statement, values)

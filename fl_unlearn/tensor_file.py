@@ -107,6 +107,11 @@ class Layout:
     applied: tuple[str, ...]
     size: int
 
+    @property
+    def ours(self) -> bool:
+        """Whether `encode` wrote it, and no other program."""
+        return _KEY in (self.fields.get(_METADATA) or {})
+
     def header_with(self, applied: tuple[str, ...]) -> bytes:
         """The header with other applied updates: of the same length where they fit into its padding."""
         fields = {**self.fields, _METADATA: {**self.fields.get(_METADATA, {}), _KEY: _applied_json(applied)}}

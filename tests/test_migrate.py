@@ -64,7 +64,9 @@ def old_store(folder: Path, *, pending: bool = False) -> None:
         for n, t in runs.state(0).items()
     }
     connection.execute("INSERT INTO meta VALUES ('signature', ?)", (json.dumps(specs),))
-    for number, (name, kind) in enumerate([("g0", "initial"), ("c", "client-update"), ("g1", "aggregate")], 1):
+    for number, (name, kind) in enumerate(
+        [("g0", "initial"), ("c", "client-update"), ("g1", "aggregate")], 1
+    ):
         owner = "0" if kind == "client-update" else None
         digest, size = written(folder / "checkpoints" / f"{name}.safetensors", runs.state(number))
         row = (number, name, kind, min(number - 1, 1), owner, 10 if owner else None, digest)

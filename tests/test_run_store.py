@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import runs
+import safetensors.torch
 import torch
 
 from fl_unlearn import files as files_module
@@ -270,6 +271,33 @@ def test_damaged_checkpoints_are_told_by_their_digest(damage: str, tmp_path: Pat
         with pytest.raises(CorruptCheckpointError, match=r"g1.safetensors .*(missing|the ledger says)"):
             store.load("g1")
         runs.assert_same(store.load("g2").state, runs.state(102))
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    runs.filled(tmp_path).close()
+    strange = {
+        "notes.safetensors": b"not even one",
+        "other.safetensors": safetensors.torch.save({"w": torch.ones(2)}, metadata={"format": "pt"}),
+        "README": b"mine",
+    }
+    for name, data in strange.items():
+        (tmp_path / "checkpoints" / name).write_bytes(data)
+    with RunStore(tmp_path) as store:
+        store.checkpoints.write("crashed", runs.state(1))
+    with RunStore(tmp_path) as store:
+        assert "crashed" not in store.checkpoints.names()
+        for name, data in strange.items():
+            assert (store.checkpoints.folder / name).read_bytes() == data
+
+
+def test_an_address_in_use_is_refused(tmp_path: Path) -> None:
+    runs.filled(tmp_path / "a").close()
+    before = {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").iterdir()}
+    with pytest.raises(StoreError, match="holds files already"):
+        RunStore(tmp_path / "b", checkpoints=str(tmp_path / "a" / "checkpoints"))
+    with pytest.raises(StoreError, match="holds files already"):
+        RunStore(tmp_path / "b", checkpoints=f"file://{tmp_path}/a/checkpoints")
+    assert {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").iterdir()} == before
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

@@ -65,8 +65,11 @@ def test_unreadable_files_and_folders(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match=r"cannot read .*must be a regular file") as caught:
             store.read(name)
         assert not isinstance(caught.value, CorruptCheckpointError)
+    store.write("link", runs.state(2))  # in the link's place
+    assert int(store.read("link").state["steps"]) == 2
+    (store.folder / "other.safetensors.partial").symlink_to(tmp_path / "outside")
     with pytest.raises(StoreError, match="symbolic link"):
-        store.write("link", runs.state(2))
+        store.write("other", runs.state(2))
     assert (tmp_path / "outside").read_bytes() == encode(runs.state(1))
 
 

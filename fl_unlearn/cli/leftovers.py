@@ -58,7 +58,9 @@ def find(store: RunStore) -> Leftovers:
 
     partial = [local(p) for p in sorted((store.folder / "updates").glob("*" + PARTIAL))]
     staged = left(SUFFIX + STAGED, SUFFIX + REDO)
-    return Leftovers([*left(PARTIAL), *partial], staged, left(SUFFIX), sorted(pending))
+    strange = {models.where(name) for name in models.names() - store.kept() if not models.ours(name)}
+    strays = [file for file in left(SUFFIX) if file.where not in strange]
+    return Leftovers([*left(PARTIAL), *partial], staged, strays, sorted(pending))
 
 
 def local(path: Path) -> File:
