@@ -123,8 +123,8 @@ class StoreFolder:
             if self.checkpoints.address not in (default, self.umig.get_meta("checkpoints")):
                 if self.checkpoints.files.names():
                     raise StoreError(
-                        f"{self.checkpoints.address} holds files already, and a run tidies the place where its "
-                        "checkpoints are; give an address of its own to each run"
+                        f"{self.checkpoints.address} holds files already, and a run tidies the place of its "
+                        "checkpoints; give each run an address of its own"
                     )
                 self.set_meta("checkpoints", self.checkpoints.address)
         self.recover()
