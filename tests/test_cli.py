@@ -238,6 +238,7 @@ def test_status_as_json(folder):
             }
         ],
         "audit_entries": entries,
+        "interrupted_requests": [],
         "pending": [],
         "leftovers": [],
         "being_written": False,
@@ -294,3 +295,13 @@ def test_names_from_elsewhere_do_not_reach_the_terminal_as_commands(tmp_path):
     text = run("lineage", tmp_path / "run", "--affected-by", "client:a\x1b]0;x\x07\n").stdout
     assert r"a\x1b]0;x\x07\n" in text
     assert "[red]in" in run("lineage", tmp_path / "run").stdout
+
+
+def test_status_tells_of_requests_that_were_interrupted(folder):
+    from fl_unlearn.types import ForgetRequest, UnlearnSettings
+
+    with RunStore(folder) as store:
+        row = store.runs.requests.open(ForgetRequest((3,)), UnlearnSettings())
+        store.runs.requests.note(row.id, "fisher")
+    assert run_json("status", folder)["interrupted_requests"] == [{"request": row.id, "phase": "fisher"}]
+    assert re.search(rf"requests +{row.id} \(after phase 'fisher'\)", run("status", folder).stdout)

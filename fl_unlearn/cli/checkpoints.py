@@ -36,7 +36,7 @@ def list_(folder: Store, as_json: JsonLines = False) -> None:
         for entry in found:
             print_json_line(entry)
         return
-    columns = ("name", "kind", "round", "size", "updates", "sha-256")
+    columns = ("name", "kind", "round", "size", "updates", "digest")
     table(columns, [_row(entry) for entry in found])
     say(f"{count(len(found), 'checkpoint')}, {Size(sum(entry['bytes'] for entry in found))}")
 

@@ -37,6 +37,7 @@ def _status(store: RunStore) -> dict[str, Any]:
         "checkpoints": {"count": number, "bytes": size},
         "operations": _operations(store),
         "audit_entries": stores.audit_entries(store),
+        "interrupted_requests": stores.interrupted_requests(store),
         "pending": left.pending,
         "leftovers": [file.where for file in left.files],
         "being_written": stores.is_being_written(store.folder),
@@ -84,6 +85,9 @@ def _show(found: dict[str, Any]) -> None:
         ("audit log", count(found["audit_entries"], "entry", "entries")),
         ("pending", _pending(found)),
     ]
+    if found["interrupted_requests"]:
+        texts = [f"{r['request']} (after phase {r['phase']!r})" for r in found["interrupted_requests"]]
+        facts.append(("requests", f"{', '.join(texts)} under way, or interrupted: make them again"))
     table(("", ""), facts, header=False)
     say("")
     if not found["operations"]:

@@ -128,6 +128,14 @@ def audit_entries(store: RunStore) -> int:
     return next(rows(store, "SELECT count(*) FROM audit"))[0] if _has_audit_log(store) else 0
 
 
+def interrupted_requests(store: RunStore) -> list[dict[str, Any]]:
+    """Requests that are being served, or whose server died: number and last phase completed."""
+    from fl_unlearn.request_log import UNFINISHED
+
+    sql = f"SELECT id, phase FROM request WHERE phase IN ({', '.join('?' * len(UNFINISHED))}) ORDER BY id"
+    return [{"request": id_, "phase": phase} for id_, phase in rows(store, sql, *UNFINISHED)]
+
+
 def decision_times(store: RunStore) -> dict[str, str]:
     """Digest of an operation to the time at which the audit log has it decided, as written there."""
     sql = (
