@@ -71,8 +71,9 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
         values = array.numpy()
         if tuple(values.shape) != tuple(array.shape):
             raise ValueError(f"holds {values.shape}, declares {tuple(array.shape)}")
-        # A copy: the buffer behind `numpy()` may be read-only, and 0-dimensional arrays must stay so.
-        return torch.from_numpy(np.array(values, order="C"))
+        if not (values.flags.owndata and values.flags.writeable and values.flags.c_contiguous):
+            values = np.array(values, order="C")  # keeps 0-dimensional arrays so
+        return torch.from_numpy(values)
     except Exception as e:  # NumPy passes on what tokenizer, zip reader and allocator raise
         raise AnswerError(f"the array {name!r} cannot be read: {e}") from e
 
