@@ -194,7 +194,6 @@ class RemoteFiles:
     def names(self) -> list[str]:
         """See `Files`."""
         with self._errors("list", self.address), suppress(FileNotFoundError):
-            self._system.invalidate_cache()
             found = self._system.ls(self._path, detail=True)
             return sorted(f["name"].rsplit("/", 1)[-1] for f in found if f["type"] == "file")
         return []
@@ -239,6 +238,9 @@ class RemoteFiles:
     @contextmanager
     def _errors(self, verb: str, what: str) -> Iterator[None]:
         try:
+            # File systems remember listings, and with them that a file was not there: another process (a task
+            # of Ray's, say) may have written it since.
+            self._system.invalidate_cache()
             yield
         except (FileNotFoundError, StoreError):
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -68,8 +69,11 @@ class RunStore(StoreFolder):
                     self.checkpoints.sync()
         except BaseException:
             for name in self._written[-1]:
-                with suppress(OSError):  # the first error is the one to report; `recover` removes the file
-                    self.checkpoints.delete(name)
+                # The first error is the one to report; `recover` removes the file.
+                with suppress(OSError, StoreError, sqlite3.Error):
+                    # A Ctrl-C while SQLite commits is raised when it has: what is recorded then stays.
+                    if len(self._written) > 1 or not self._is_kept(name):
+                        self.checkpoints.delete(name)
             raise
         else:
             if len(self._written) > 1:
@@ -123,6 +127,10 @@ class RunStore(StoreFolder):
                 row = (node.id, info.digest, info.size, info.segments)
                 self._execute("INSERT INTO checkpoint VALUES (?, ?, ?, ?)", *row)
         return node
+
+    def _is_kept(self, name: str) -> bool:
+        query = "SELECT 1 FROM checkpoint c JOIN node n ON n.id = c.node_id WHERE n.name = ?"
+        return self._execute(query, name).fetchone() is not None
 
     def prunable(self) -> list[tuple[str, int]]:
         """Names and bytes of the checkpoints that `prune` would drop now, oldest first."""

@@ -15,7 +15,7 @@ from typing import IO, Any, Self
 from fl_unlearn.audit import AUDIT_TABLES, AuditLog, SigningKey
 from fl_unlearn.audit_entry import text_digest
 from fl_unlearn.audit_replay import snapshot
-from fl_unlearn.files import make_folder, remove_partial
+from fl_unlearn.files import make_folder, open_files, remove_partial
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.lock import lock_folder
 from fl_unlearn.migrate import migrate_checkpoints
@@ -101,10 +101,13 @@ class StoreFolder:
         known = self.umig.get_meta("checkpoints")
         if given is None or given == known:
             return known
+        there = known or str(self.folder / "checkpoints")
+        if open_files(given).address == there:  # kept is the whole path of a local one, however it is given
+            return known
         if known is not None or len(self.umig):
             raise StoreError(
-                f"the checkpoints of {self.folder} are at {known or self.folder / 'checkpoints'}, not at "
-                f"{given}; leave out the address, or use another folder for a new run"
+                f"the checkpoints of {self.folder} are at {there}, not at {given}; leave out the address, or "
+                "use another folder for a new run"
             )
         return given
 

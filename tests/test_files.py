@@ -12,6 +12,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,3 +193,54 @@ def test_errors_of_other_systems_are_named() -> None:
     for call in (lambda: files.replace("a", "b"), lambda: files.remove("a")):
         with pytest.raises(StoreError, match="no answer"):
             call()
+
+
+class Remembering(MemoryFileSystem):
+    """Remembers listings, and asks them first, as those of object stores do."""
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True)
+        return self.dircache[path]
+
+    def info(self, path: str, **_: Any) -> Any:
+        found = self._ls_from_cache(path)
+        return found[0] if found else super().info(path)
+
+    def exists(self, path: str, **_: Any) -> bool:
+        try:
+            return bool(self.info(path))
+        except FileNotFoundError:
+            return False
+
+    def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        if mode == "rb":
+            self.info(path)
+        return super()._open(path, mode, *args, **kwargs)
+
+    def cp_file(self, path1: str, path2: str, **kwargs: Any) -> None:
+        self.info(path1)
+        super().cp_file(path1, path2, **kwargs)
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.dircache.clear()
+
+
+def test_what_another_process_wrote_is_seen(tmp_path: Path) -> None:
+    path = f"/{uuid.uuid4().hex}"
+    here, there = (RemoteFiles("a", Remembering(skip_instance_cache=True), path) for _ in "ab")
+    here.write("old", [b"0"])
+    for name in ("read", "replaced", "removed"):
+        assert name not in here.names()
+        there.write(name, [b"new"])
+        if name == "read":
+            with here.reader(name) as f:
+                assert f.read() == b"new"
+            assert here.size(name) == 3
+        elif name == "replaced":
+            here.replace(name, "old")
+        else:
+            here.remove(name)
+    assert there.names() == ["old", "read"]
+    with there.reader("old") as f:
+        assert f.read() == b"new"

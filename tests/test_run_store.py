@@ -300,6 +300,21 @@ def test_an_address_in_use_is_refused(tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in (tmp_path / "a" / "checkpoints").iterdir()} == before
 
 
+@pytest.mark.parametrize("given", ["file://{}/models", "models", "{}/store/checkpoints"])
+def test_the_address_may_be_given_again(given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = given.format(tmp_path)
+    with RunStore("store", checkpoints=address) as store:
+        where = store.checkpoints.address
+        store.record("g0", runs.state(0), kind="initial", round_=0)
+    for again in (address, where, None):
+        with RunStore("store", checkpoints=again) as store:
+            assert store.checkpoints.address == where
+            runs.assert_sound(store)
+    with pytest.raises(StoreError, match="not at elsewhere"):
+        RunStore("store", checkpoints="elsewhere")
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with RunStore(tmp_path), pytest.raises(StoreError, match="is being written by another run"):
         RunStore(tmp_path)

@@ -234,3 +234,31 @@ def test_every_round_is_on_the_disk_before_the_ledger_says_so(
         runs.write_round(store, 1)
         runs.write_round(store, 2)
     assert events == ["write", "sync", "COMMIT"] + 2 * ["write", "write", "write", "sync", "COMMIT"]
+
+
+class Interrupted:
+    """A connection whose user presses Ctrl-C while it commits: Python raises that afterwards."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    def execute(self, statement: str, *values: Any) -> Any:
+        result = self.connection.execute(statement, *values)
+        if statement == "COMMIT":
+            raise KeyboardInterrupt
+        return result
+
+
+def test_an_interruption_while_a_round_is_committed_leaves_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runs.filled(tmp_path, rounds=1) as store:
+        with monkeypatch.context() as patched:
+            patched.setattr(store.umig, "_open", Interrupted(store.umig.connection))
+            with pytest.raises(KeyboardInterrupt):
+                runs.write_round(store, 2)
+        assert {"r2-0", "r2-1", "g2"} <= store.kept()
+        runs.assert_sound(store)

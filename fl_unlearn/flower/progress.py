@@ -83,6 +83,7 @@ class Progress:
         base: What the Fisher phase left; None while it has to be asked for.
         chosen: Threshold and dampening chosen by calibration; None before.
         scored: How many clients scored the candidates, of how many.
+        behind: Whether the current model is the one from before that decision, and lacks its update.
     """
 
     def __init__(
@@ -98,9 +99,11 @@ class Progress:
         self.base = None if self.decision else self._kept_base()
         self.result = ForgetResult(row.request, settings)
         self.chosen: tuple[float, float] | None = None
-        self.scored = (0, 0)
+        self.scored, self.behind = (0, 0), False
         if self.decision or self.base:
             self.result = from_facts(store, row, settings)
+            self.behind = self.decision is not None and row.facts["model"] == self.model
+            self.model = row.facts["model"]
             self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
             self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
 

@@ -26,7 +26,7 @@ from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.recorder import Recorder
 from fl_unlearn.flower.recovery import Loop, Recovery, renumber
 from fl_unlearn.flower.result import ForgetResult, from_facts
-from fl_unlearn.flower.server_state import dampen_arrays, dampen_strategy
+from fl_unlearn.flower.server_state import dampen_arrays, dampen_memory
 from fl_unlearn.flower.session import Session
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
@@ -132,19 +132,17 @@ class UnlearningStrategy(Strategy):
         live = arrays if arrays is not None else self._recorder.live
         settings = replace(self.settings, min_clients=max(self.settings.min_clients, self._usual_clients()))
         session = Session(grid, row, self.store, settings, live)
-        result = session.run()
-        self.results.append(result)
-        if session.decided and result.update is not None:
-            if live is not None:
-                dampen_arrays(live, result.update)
+        try:
+            self.results.append(session.run())
+        finally:  # once it is decided, no training must go on from the values of before, whatever came up
+            update, decided = session.result.update, session.decided
+            if live is not None and update is not None and (decided or session.progress.behind):
+                dampen_arrays(live, update)
                 self._recorder.refresh(live)
-            names = list(live if live is not None else self.store.signature() or ())
-            dampened, skipped = dampen_strategy(self.strategy, result.update, names, live)
-            if dampened:
-                log.info("dampened the server's own state too: %s", ", ".join(dampened))
-            if skipped:
-                log.warning("not understood, and left as it is, is what the server keeps in: %s", skipped)
-        return result
+            if decided and update is not None:
+                names = list(live if live is not None else self.store.signature() or ())
+                dampen_memory(self.strategy, update, names, live)
+        return session.result
 
     def _recall(self, row: RequestRow) -> ForgetResult:
         """The result of a request that was served before the server died."""

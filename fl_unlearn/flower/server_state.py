@@ -55,6 +55,17 @@ def dampen_strategy(
     return walk.done, walk.skipped
 
 
+def dampen_memory(
+    strategy: Strategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+) -> None:
+    """`dampen_strategy`, with what it did and what it did not in the log."""
+    dampened, skipped = dampen_strategy(strategy, update, names, current)
+    if dampened:
+        log.info("dampened the server's own state too: %s", ", ".join(dampened))
+    if skipped:
+        log.warning("not understood, and left as it is, is what the server keeps in: %s", skipped)
+
+
 class _Walk:
     def __init__(self, update: DampeningUpdate, names: list[str], seen: set[int]) -> None:
         self.update, self.names, self.seen = update, names, seen

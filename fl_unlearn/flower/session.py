@@ -178,7 +178,11 @@ class Session:
         assert r.update is not None
         staged = stage(self.store, updates, r.update, executor=self.settings.executor)
         clients = {*self.store.clients().values(), *self.panel.clients()}
-        staged.commit(self._record(chosen), sorted(clients))
+        try:
+            staged.commit(self._record(chosen), sorted(clients))
+        except BaseException:  # Ctrl-C, say, while what is decided is put in place
+            self.decided = decision_of(self.store, self.progress.row) is not None
+            raise
         self.decided = r.committed = True
         r.applied = tuple(f.name for f in staged.files)
         r.state = apply_update(self.state, r.update)
@@ -286,6 +290,8 @@ class Session:
         try:
             if not r.committed:
                 self._recall_commit()
+            if self.progress.behind and r.update is not None:
+                r.state = apply_update(self.state, r.update)
             self._tell()
             self._note(request_log.TOLD)
             rows = self.panel.ask_scores([r.state], None)
