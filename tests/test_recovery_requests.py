@@ -322,3 +322,18 @@ def test_a_model_from_before_the_decision_gets_the_update_too(
     assert result.after[0].accuracy() == 0.0
     stored = strategy.store.latest()[1].state
     assert all(torch.equal(result.state[name], stored[name]) for name in stored)
+
+
+def test_a_decision_stands_though_too_few_clients_are_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy, network, trained = fed.trained(tmp_path)
+    interrupted(monkeypatch, Session, "_tell", lambda: strategy.forget(network, THREE, trained.arrays))
+    strategy.settings = UnlearnSettings(min_clients=99, timeout=0.1)
+    result = strategy.forget(network, THREE, trained.arrays)
+    assert result.committed
+    assert result.message.startswith("committed t = ")
+    assert "verifying it failed: 5 clients were connected" in result.message
+    assert len(result.outstanding) == fed.CLIENTS
+    strategy.deliver(network)
+    assert strategy.store.operations.outstanding() == {}

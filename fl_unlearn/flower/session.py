@@ -124,16 +124,16 @@ class Session:
         Raises:
             UnlearnError: As `forget`; nothing was changed.
         """
-        with _failing(self.store, self.progress.row):
-            try:
-                self.panel.wait_for_clients()
-                self._meet()
-                if self.progress.decision is None:
+        if self.progress.decision is None:
+            with _failing(self.store, self.progress.row):
+                try:
+                    self.panel.wait_for_clients()
+                    self._meet()
                     self._decide()
-                if self.progress.decision is None:
-                    self._note(request_log.REFUSED)
-            finally:
-                self._count()
+                    if self.progress.decision is None:
+                        self._note(request_log.REFUSED)
+                finally:
+                    self._count()
         if self.progress.decision is not None:
             self._tell_and_verify()
         log.info("%s", self.result.message)
@@ -292,6 +292,9 @@ class Session:
                 self._recall_commit()
             if self.progress.behind and r.update is not None:
                 r.state = apply_update(self.state, r.update)
+            if not self.decided:
+                self.panel.wait_for_clients()
+                self._meet()
             self._tell()
             self._note(request_log.TOLD)
             rows = self.panel.ask_scores([r.state], None)
