@@ -337,3 +337,29 @@ def test_a_decision_stands_though_too_few_clients_are_back(
     assert len(result.outstanding) == fed.CLIENTS
     strategy.deliver(network)
     assert strategy.store.operations.outstanding() == {}
+
+
+@pytest.mark.parametrize("where", [after_phase("fisher"), after_decision], ids=["fisher", "decided"])
+def test_requests_of_a_run_that_is_left_leave_nothing_behind(
+    where: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        where(monkeypatch)
+        restarts.program(tmp_path, "FedAvg", fed.grid())
+
+    assert killed(work)
+    strategy = UnlearningStrategy(restarts.STRATEGIES["FedAvg"](), store=tmp_path)
+    assert len(strategy.store.runs.requests.interrupted()) == 1
+    strategy.start(fed.grid(), start(), num_rounds=restarts.ROUNDS + 1)
+    assert strategy.store.runs.requests.interrupted() == []
+    assert list((tmp_path / "requests").iterdir()) == []
+    assert strategy.store.operations.outstanding() == {}
+    said = [e.body for e in strategy.store.audit.entries() if e.kind == "failed"]
+    assert said == (
+        [] if strategy.store.operations.all() else [{"request": 1, "message": said[0]["message"]}]
+    )
+
+
+def test_a_timeout_that_never_ends(tmp_path: Path) -> None:
+    strategy, network, trained = fed.trained(tmp_path, settings=UnlearnSettings(timeout=float("inf")))
+    assert strategy.forget(network, THREE, trained.arrays).committed
