@@ -98,6 +98,10 @@ class RequestLog:
         """Requests of a run whose serving was interrupted."""
         return self._rows(f"run_id IS ? AND {_among(UNFINISHED)}", run)
 
+    def interrupted(self) -> list[RequestRow]:
+        """As `unfinished`, of any run and of none."""
+        return self._rows(_among(UNFINISHED))
+
     def served(self, run: int) -> list[RequestRow]:
         """Requests of a run that were served or refused, in the order they were made."""
         return self._rows(f"run_id = ? AND {_among(SERVED)}", run)
@@ -156,7 +160,7 @@ class RequestLog:
 
     def sweep(self) -> None:
         """Remove what requests that are over have left."""
-        going_on = {str(row.id) for row in self._rows(_among(UNFINISHED))}
+        going_on = {str(row.id) for row in self.interrupted()}
         for path in self.folder.glob("*"):
             if path.name not in going_on:
                 shutil.rmtree(path, ignore_errors=True)

@@ -285,8 +285,9 @@ class UnlearnSettings:
         return tuple((t, lam) for lam in lams for t in self.thresholds)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "candidates": list(self.candidates), "dampenings": list(self.dampenings)}
+        """Plain values for JSON, which knows no infinity: a timeout that never ends is None."""
+        plain = {**asdict(self), "candidates": list(self.candidates), "dampenings": list(self.dampenings)}
+        return plain | {"timeout": self.timeout if math.isfinite(self.timeout) else None}
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

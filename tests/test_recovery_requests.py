@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import federation as fed
 import pytest
 import restarts
-import torch
 from flwr.app import ArrayRecord
 from restarts import (
     after_decision,
@@ -24,13 +21,9 @@ from restarts import (
 )
 
 from fl_unlearn.flower import UnlearningStrategy, forget, records
-from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.recorder import values_of
-from fl_unlearn.flower.session import Session
-from fl_unlearn.operations import OperationLedger
 from fl_unlearn.request_log import RequestLog
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.store import CheckpointStore, KeepPolicy
+from fl_unlearn.store import KeepPolicy
 from fl_unlearn.types import ForgetRequest, NotEnoughAnswersError, UnlearnSettings
 
 THREE, ZERO = restarts.THREE, restarts.ZERO
@@ -275,65 +268,3 @@ def test_forgetting_without_the_strategy_reaches_what_it_remembers(tmp_path: Pat
     assert snapshot is not None
     assert (snapshot.node, snapshot.digest, snapshot.operations) == whole["snapshot"]
     assert [p.name for p in (tmp_path / "run" / "recovery").iterdir()] == [snapshot.file.name]  # type: ignore[union-attr]
-
-
-def interrupted(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, work: Callable[[], Any]) -> None:
-    """The user presses Ctrl-C in a session that goes on, because a client does not answer."""
-    with monkeypatch.context() as patched:
-        patched.setattr(cls, method, Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            work()
-
-
-@pytest.mark.parametrize(
-    "where", [(Session, "_tell"), (OperationLedger, "settle"), (CheckpointStore, "promote")]
-)
-def test_an_interruption_after_the_decision_leaves_no_old_values(
-    where: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = left_behind(*afterwards(tmp_path / "whole", fed.grid(), THREE))
-    network = fed.grid()
-    strategy, result = afterwards(tmp_path / "run", network)
-    interrupted(monkeypatch, *where, lambda: strategy.forget(network, THREE, result.arrays))
-    assert {n: a.data for n, a in result.arrays.items()} == whole["model"]
-    strategy.store.operations.finish()
-    strategy.forget(network, THREE, result.arrays)
-    assert_left_the_same(left_behind(strategy, result), whole)
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_a_model_from_before_the_decision_gets_the_update_too(
-    wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strategy, network, trained = fed.trained(tmp_path)
-    old = trained.arrays
-
-    def serve() -> Any:
-        current = old.copy()
-        if wrapped:
-            result = strategy.forget(network, THREE, current)
-            assert values_of(records.to_arrays(result.state)) == values_of(current)
-            return result
-        return forget(network, THREE, strategy.store, current=current)
-
-    interrupted(monkeypatch, Session, "_tell", serve)
-    interrupted(monkeypatch, Panel, "ask_scores", serve)  # the phase before was noted by then
-    result = serve()
-    assert result.after[0].accuracy() == 0.0
-    stored = strategy.store.latest()[1].state
-    assert all(torch.equal(result.state[name], stored[name]) for name in stored)
-
-
-def test_a_decision_stands_though_too_few_clients_are_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    strategy, network, trained = fed.trained(tmp_path)
-    interrupted(monkeypatch, Session, "_tell", lambda: strategy.forget(network, THREE, trained.arrays))
-    strategy.settings = UnlearnSettings(min_clients=99, timeout=0.1)
-    result = strategy.forget(network, THREE, trained.arrays)
-    assert result.committed
-    assert result.message.startswith("committed t = ")
-    assert "verifying it failed: 5 clients were connected" in result.message
-    assert len(result.outstanding) == fed.CLIENTS
-    strategy.deliver(network)
-    assert strategy.store.operations.outstanding() == {}

@@ -52,7 +52,7 @@ def broadcast(
             continue
         texts = record.get("receipts", [])
         receipts = [f"{client}: {str(t)[:500]}" for t in (texts if isinstance(texts, list) else [])]
-        with store.umig.transaction():
+        with store.audit.transaction():
             store.operations.settle(operation, client, receipts)
             if request is not None:
                 store.runs.requests.add_receipts(request, receipts)

@@ -12,7 +12,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_unlearn.flower import records, strategy_state
+from fl_unlearn.flower.progress import decision_of, fail
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_strategy
+from fl_unlearn.request_log import DONE
 from fl_unlearn.run_log import Run
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ModelMismatchError
@@ -40,6 +42,13 @@ class Recovery:
 
     def begin(self, rounds: int | None, shift: int) -> None:
         """Begin a run of so many rounds; ``shift`` is added to their numbers in the store."""
+        for row in self.store.runs.requests.interrupted():
+            # What is kept for one that nobody can take up any more derives from the forgotten data.
+            if decision_of(self.store, row) is None:
+                log.warning("request %d was interrupted in a run that does not go on; make it again", row.id)
+                fail(self.store, row, "interrupted in a run that does not go on")
+            else:  # clients that have not confirmed get the update at their next contact all the same
+                self.store.runs.requests.note(row.id, DONE)
         self.run = self.store.runs.begin(rounds, shift)
         self._before = strategy_state.baseline(self.strategy)
 
