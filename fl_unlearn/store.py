@@ -145,7 +145,15 @@ class CheckpointStore:
             if self.files.in_place:
                 with self.files.reader(file + REDO) as f:
                     runs = _unpack(f, file + REDO)
-                self.files.patch(file, runs)
+                try:
+                    self.files.patch(file, runs)
+                except StoreError as e:
+                    if file in self.files.names():
+                        raise
+                    raise CorruptCheckpointError(
+                        f"the checkpoint {self.where(name)} is missing, and an update of it is decided; "
+                        "restore the file from a backup, and open the store again"
+                    ) from e
                 self.files.remove(file + REDO)
         with suppress(FileNotFoundError):
             self.files.reader(file + STAGED).close()

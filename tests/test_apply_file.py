@@ -19,6 +19,7 @@ from fl_unlearn import apply_file
 from fl_unlearn.apply import stage
 from fl_unlearn.apply_file import Job, prepare
 from fl_unlearn.dampen import DampeningUpdate, Entry, apply_update
+from fl_unlearn.operations import OperationLedger
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import CheckpointStore
 from fl_unlearn.types import (
@@ -168,6 +169,20 @@ def test_a_damaged_list_of_changes_is_not_put_in_place(tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpointError, match="redo was damaged"):
         store.promote("m")
     assert store.path("m").read_bytes() == before
+
+
+def test_a_checkpoint_that_is_gone_before_its_update_is_in_place(tmp_path: Path) -> None:
+    with runs.filled(tmp_path) as store, pytest.MonkeyPatch.context() as m:
+        m.setattr(OperationLedger, "finish", lambda self: None)
+        everywhere(store, wide=False)
+    path = tmp_path / "checkpoints" / "g1.safetensors"
+    path.rename(tmp_path / "backup")
+    with pytest.raises(CorruptCheckpointError, match=r"g1.safetensors is missing, and an update of it is"):
+        RunStore(tmp_path)
+    (tmp_path / "backup").rename(path)
+    with RunStore(tmp_path) as store:
+        runs.assert_sound(store)
+        assert store.load("g1").applied == (runs.update().digest,)
 
 
 @pytest.mark.parametrize(

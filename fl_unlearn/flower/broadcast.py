@@ -15,6 +15,8 @@ from fl_unlearn.types import AnswerError, UnlearnError
 
 log = logging.getLogger(__name__)
 
+_MOST_RECEIPTS = 100  # of one client: they go into the audit log and every certificate
+
 
 def broadcast(
     exchange: Exchange,
@@ -51,7 +53,8 @@ def broadcast(
             log.warning("client %s has not applied the update: %s", nodes[node], e)
             continue
         texts = record.get("receipts", [])
-        receipts = [f"{client}: {str(t)[:500]}" for t in (texts if isinstance(texts, list) else [])]
+        texts = texts[:_MOST_RECEIPTS] if isinstance(texts, list) else []
+        receipts = [f"{client}: {str(t)[:500]}" for t in texts]
         with store.audit.transaction():
             store.operations.settle(operation, client, receipts)
             if request is not None:
