@@ -11,6 +11,7 @@ import pytest
 import runs
 import safetensors.torch
 import torch
+from cases_lineage import V1_SCHEMA
 
 from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.dampen import apply_update
@@ -18,16 +19,8 @@ from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import StoreError
 
 UPDATE = runs.update()
-FORMAT_1 = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE node (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
-    round INTEGER NOT NULL, owner TEXT, examples INTEGER, digest TEXT, metadata TEXT);
-CREATE TABLE edge (child INTEGER NOT NULL, parent INTEGER NOT NULL CHECK (parent < child),
-    weight REAL NOT NULL, PRIMARY KEY (child, parent)) WITHOUT ROWID;
-CREATE INDEX edge_parent ON edge (parent, weight);
-CREATE INDEX node_kind ON node (kind);
-CREATE INDEX node_round ON node (round);
-CREATE INDEX node_owner ON node (owner) WHERE owner IS NOT NULL;
+# The run's tables, beside the lineage's.
+LEDGER_1 = """
 CREATE TABLE checkpoint (
     node_id INTEGER PRIMARY KEY REFERENCES node(id), digest TEXT NOT NULL, size INTEGER NOT NULL);
 CREATE TABLE alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
@@ -40,8 +33,6 @@ CREATE TABLE application (
 CREATE TABLE outstanding (
     operation_id INTEGER NOT NULL REFERENCES operation(id), client TEXT NOT NULL,
     PRIMARY KEY (operation_id, client));
-PRAGMA application_id = 1431128391;
-INSERT INTO meta VALUES ('schema_version', '1');
 """
 
 
@@ -58,7 +49,7 @@ def old_store(folder: Path, *, pending: bool = False) -> None:
     (folder / "updates").mkdir()
     (folder / "updates" / f"{UPDATE.digest}.safetensors").write_bytes(UPDATE.to_bytes())
     connection = sqlite3.connect(folder / "lineage.sqlite")
-    connection.executescript(FORMAT_1)
+    connection.executescript(V1_SCHEMA + LEDGER_1)
     specs = {
         n: {"shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch.")}
         for n, t in runs.state(0).items()
