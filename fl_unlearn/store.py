@@ -104,10 +104,6 @@ class CheckpointStore:
             raise
         return info
 
-    def stage(self, name: str, state: StateDict, applied: tuple[str, ...]) -> FileInfo:
-        """Write a model's successor beside it; `promote` puts it in place, `discard` takes it away."""
-        return self._write(file_name(name) + STAGED, state, applied)
-
     def _write(self, file: str, state: StateDict, applied: tuple[str, ...]) -> FileInfo:
         header, tensors = encode_parts(state, applied)
         size = len(header) + sum(map(len, tensors.values()))
@@ -125,7 +121,7 @@ class CheckpointStore:
         return FileInfo.of(hashing.result(), size)
 
     def stage_parts(self, name: str, parts: Iterable[Bytes]) -> None:
-        """As `stage`, from a file's bytes as they come."""
+        """Write a model's successor beside it; `promote` puts it in place, `discard` takes it away."""
         self.files.remove(file_name(name) + REDO)  # one successor at a time, whatever failed before
         self.files.write(file_name(name) + STAGED, parts)
 
@@ -250,7 +246,7 @@ class CheckpointStore:
         return self._ending(SUFFIX + STAGED) | self._ending(SUFFIX + REDO)
 
     def remove_partial(self) -> None:
-        """Remove what earlier versions left of files that were being written."""
+        """Remove what a crash left of models that were being written."""
         for name in self.files.names():
             if name.endswith(PARTIAL):
                 self.files.remove(name)

@@ -21,12 +21,17 @@ def killed_at(at: int, work: Callable[[Callable[[], None]], None]) -> bool:
     A step is half a file written, a file written, synced, renamed or removed, and every SQL statement.
     ``work`` is given a function; steps count from when it is called.
     """
+    return killed(lambda: work(_instrument(at)))
+
+
+def killed(work: Callable[[], Any]) -> bool:
+    """Run ``work`` in a forked process; whether it was killed, or came to its end."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            work(_instrument(at))
+            work()
             code = 0
         except BaseException:
             traceback.print_exc()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import federation as fed
 import numpy as np
 import pytest
+from crashes import killed as killed
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideAdaptiveClipping,
@@ -101,27 +100,6 @@ def dying_grid(at: int) -> fed.LocalGrid:
         return reply
 
     return fed.grid(tamper)
-
-
-def killed(work: Callable[[], Any]) -> bool:
-    """Run ``work`` in a forked process; whether it killed itself, or came to its end."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the process failed of itself; see its traceback"
-    return False
 
 
 def before(cls: type, method: str, nth: int = 0) -> Callable[[pytest.MonkeyPatch], None]:

@@ -10,7 +10,8 @@ import torch
 from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.store import KeepPolicy
+from fl_unlearn.store import CheckpointStore, KeepPolicy
+from fl_unlearn.tensor_file import FileInfo, decode, encode
 from fl_unlearn.types import signature_of
 
 ALL = KeepPolicy(client_updates=True)
@@ -56,6 +57,13 @@ def filled(folder: Path, rounds: int = 2, keep: KeepPolicy = ALL) -> RunStore:
     for number in range(1, rounds + 1):
         write_round(store, number)
     return store
+
+
+def stage(checkpoints: CheckpointStore, name: str, model: State, applied: tuple[str, ...] = ()) -> FileInfo:
+    """Prepare any model as the successor of another."""
+    data = encode(model, applied)
+    checkpoints.stage_parts(name, [data])
+    return decode(data, name).info
 
 
 def contents(store: RunStore) -> dict[str, tuple[tuple[str, ...], State]]:

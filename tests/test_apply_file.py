@@ -251,7 +251,7 @@ def test_checkpoints_at_another_address(tmp_path: Path) -> None:
             assert applied == (runs.update().digest,)
             runs.assert_same(state, apply_update(before[name][1], runs.update()))
         store.checkpoints.write("never recorded", runs.state(1))
-        store.checkpoints.stage("g1", runs.state(1), ())
+        runs.stage(store.checkpoints, "g1", runs.state(1))
     with RunStore(tmp_path, checkpoints=address) as store:
         assert store.checkpoints.names() == store.kept()
         assert store.checkpoints.staged_names() == set()

@@ -123,7 +123,7 @@ def test_decided_and_not_applied_is_pending(
 def test_what_a_crash_left_is_told_until_the_store_is_opened(tmp_path: Path) -> None:
     with runs.filled(tmp_path) as store:
         store.checkpoints.write("never recorded", runs.state(1))
-        store.checkpoints.stage("g1", runs.state(1), ())
+        runs.stage(store.checkpoints, "g1", runs.state(1))
     with RunStore(tmp_path, read_only=True) as store:
         where, what = "the checkpoints", "'never recorded' has a file that the log does not tell of"
         assert verify_store(store).problems == (Problem(where, what),)

@@ -128,7 +128,7 @@ def test_killed_while_recovering(
         apply_everywhere(store, update)
         assert store.operations.pending() == store.kept() - {"g0"} == store.checkpoints.staged_names()
         store.checkpoints.promote("r1-1")  # as if it had come so far
-        store.checkpoints.stage("g0", runs.state(1), ())  # never decided
+        runs.stage(store.checkpoints, "g0", runs.state(1))  # never decided
         store.checkpoints.write("never recorded", runs.state(1))
         (template / "checkpoints" / "x.safetensors.staged.partial").write_bytes(b"half")
 

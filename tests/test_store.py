@@ -31,13 +31,13 @@ def entries(folder: Path) -> dict[str, bytes]:
 def test_stage_promote_discard(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "made" / "here")
     store.write("a", runs.state(1))
-    info = store.stage("a", runs.state(2), ("d",))
+    info = runs.stage(store, "a", runs.state(2), ("d",))
     runs.assert_same(dict(sorted(store.read("a").state.items())), dict(sorted(runs.state(1).items())))
     assert store.staged_names() == {"a"} == store.names()
     store.promote("a")
     store.promote("a")  # done before: nothing happens
     assert store.read("a", info.digest).applied == ("d",)
-    store.stage("a", runs.state(3), ())
+    runs.stage(store, "a", runs.state(3), ())
     store.discard("a")
     store.discard("a")
     assert store.staged_names() == set()
@@ -83,7 +83,7 @@ def test_odd_names_round_trip_inside_the_folder(name: str, tmp_path: Path) -> No
     store = CheckpointStore(tmp_path / "checkpoints")
     store.write("other", runs.state(1))
     store.write(name, runs.state(2))
-    store.stage(name, runs.state(3), ())
+    runs.stage(store, name, runs.state(3), ())
     assert store.names() == {"other", name}
     assert store.staged_names() == {name}
     assert store.path(name).parent == store.folder
