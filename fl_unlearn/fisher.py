@@ -315,7 +315,7 @@ def fisher_diagonal(
                 continue
             x, y = to_device(x, where), y.to(where)
             groups = y if keep is None else torch.where(torch.isin(y, keep.to(where)), y, REST)
-            classes = computation.add(x, y, groups, classes, f"batch {i}")
+            classes = computation.add(x, y, groups, classes, f"batch {i}").shape[1]
     if classes is None:
         if found is None:
             raise FisherError("the loader is empty and the model has no head; give num_classes")

@@ -319,22 +319,22 @@ class Computation:
         if self.head is not None:
             self._judge(head_problem(self.model, self.head[1], self.parameters), self.head[0], "the model")
 
-    def add(self, x: Any, y: Tensor, groups: Tensor, classes: int | None, where: str) -> int:
-        """Add one batch, of at least one row; returns the number of classes."""
+    def add(self, x: Any, y: Tensor, groups: Tensor, classes: int | None, where: str) -> Tensor:
+        """Add one batch, of at least one row; returns its logits (N, C), without a graph."""
         if self.closed and self.head is not None:
             name, head = self.head
             z, h, reason = forward_with_head(self.model, head, self.parameters, x)
             check_logits(z, y, classes, where)
             if h is not None:
                 add_head(self.sums, head, self.kind, h, z, y, groups)
-                return z.shape[1]
+                return z
             self._judge(reason, name, where)
         else:
             z = logits_of(self.model, x)
             check_logits(z, y, classes, where)
         check_rows(x, len(y), where)
         self.general.add(self.kind, x, z, y, groups)
-        return z.shape[1]
+        return z
 
     def _judge(self, reason: str | None, name: str, where: str) -> None:
         if reason is None:
