@@ -1,9 +1,9 @@
 """One use of one parameter in a forward pass, as seen once the gradient of its output is known.
 
-A *use* is one call of a function such as ``linear`` or ``conv2d`` with a parameter as weight or bias. From the
-call's input and the gradient by its output, every sample's gradient by the parameter follows; what the Fisher
-diagonal needs is the sum over samples of its square. Most functions have a cheaper way to that sum than to
-form each sample's gradient first: they override `Use.add_squares`.
+A *use* is one call of a function such as ``linear`` or ``conv2d`` with a parameter as weight or bias. From
+the call's input and the gradient by its output, every sample's gradient by the parameter follows; what the
+Fisher diagonal needs is the sum over samples of its square. Most functions have a cheaper way to that sum
+than to form each sample's gradient first: they override `Use.add_squares`.
 """
 
 from __future__ import annotations
