@@ -7,7 +7,7 @@ never thinned: its samples are few, and they decide what is selected.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ def count_rest(loader: Iterable[Any], apart: Tensor) -> int:
     Raises:
         FisherError: If ``loader`` can be gone through only once.
     """
-    if iter(loader) is loader:  # an iterator is its own
+    if isinstance(loader, Iterator):
         raise FisherError(
             "a number of rows is drawn after counting them, so the loader is gone through twice; this one "
             "can be gone through once: give a DataLoader or a list, or a share (a float) instead of a number"

@@ -82,6 +82,31 @@ class FisherSums:
         left = [g for g in self.sums if g not in labels]
         return replace(self, sums={g: self.sums[g] for g in left}, counts={g: self.counts[g] for g in left})
 
+    def pooled(self, apart: Collection[int], without: Collection[int] = ()) -> FisherSums:
+        """These sums with only some classes kept apart: what a request asks for, from sums of every class.
+
+        The retained sums are so the sum of the other classes. They equal whole minus forgotten, which would
+        lose digits, and could end below 0, just where a parameter matters to the forgotten data only.
+
+        Args:
+            apart: Classes that keep sums of their own; zero where there is no sample.
+            without: Classes to leave out; none of ``apart``.
+
+        Returns:
+            The sums of ``apart``, and those of all other classes under `types.REST`.
+
+        Raises:
+            FisherError: If there is no group at all, a class is unknown, or the sums are of mini-batches.
+        """
+        if self.kind == "batch" or not self.sums:
+            raise FisherError("sums of mini-batches, or of no data, cannot be pooled: compute them anew")
+        if unknown := [c for c in apart if not 0 <= c < self.num_classes]:
+            raise FisherError(f"unknown class {unknown[0]} among {self.num_classes} classes, from 0 up")
+        own = {REST: [g for g in self.sums if g not in {*apart, *without}], **{c: [c] for c in sorted(apart)}}
+        totals = {g: self.total(members) for g, members in own.items()}
+        sums = {g: total for g, (total, _) in totals.items()}
+        return replace(self, sums=sums, counts={g: count for g, (_, count) in totals.items()})
+
     def to(self, dtype: torch.dtype) -> FisherSums:
         """These sums in another dtype."""
         return replace(self, sums={g: {n: t.to(dtype) for n, t in s.items()} for g, s in self.sums.items()})
