@@ -42,7 +42,7 @@ ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
 NameFn = Callable[[Context], str]
 CopiesFn = Callable[[Context], Iterable[Path]]
-LedgerFn = Callable[[Context], FisherLedger]
+LedgerFn = Callable[[Context], FisherLedger | None]
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 
 _APPLIED = "unlearn.applied"
@@ -62,7 +62,7 @@ class Responder:
         client_name: The client's lasting name; default its partition id.
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.
-        ledger: Called with the Context; the ledger that this client keeps of its training data.
+        ledger: Called with the Context; the ledger that this client keeps of its training data, if any.
     """
 
     def __init__(
@@ -111,19 +111,18 @@ class Responder:
         head, share = str(record["head"]) or None, record.get("reference-share")
         self._check_classes(model, classes, head)
 
-        def training() -> Any:
-            return _split(self.data(context))[0]
-
         asked: dict[str, Any] = {"kind": str(record["kind"]), "scope": str(record["scope"]), "head": head}
         asked |= {"device": self.device, "reference_share": share}
-        started, held = time.perf_counter(), False
-        if self.ledger is None:
-            sums = fisher_diagonal(model, training(), keep_classes=[*classes, *ignored], **asked)
+        ledger, held = self.ledger(context) if self.ledger else None, False
+        if ledger is None:
+            loader = _split(self.data(context))[0]
+            started = time.perf_counter()
+            sums = fisher_diagonal(model, loader, keep_classes=[*classes, *ignored], **asked)
             sums = sums.without(ignored)
         else:
-            keep = record.get("passing") is not True
-            sums, held = self.ledger(context).answer(
-                model, training, classes=classes, ignored=ignored, keep=keep, **asked
+            started, asked["keep"] = time.perf_counter(), record.get("passing") is not True
+            sums, held = ledger.answer(
+                model, lambda: _split(self.data(context))[0], classes=classes, ignored=ignored, **asked
             )
         for group, tensors in sums.sums.items():
             sums.sums[group] = {names[n]: t for n, t in tensors.items()}
@@ -173,10 +172,9 @@ class Responder:
         update = records.read_update(content)
         started = time.perf_counter()
         receipts = [*self._apply_to_state(update, context), *self._apply_to_files(update, context)]
-        if self.ledger is not None:
-            ledger = self.ledger(context)
-            if removed := ledger.clear():  # sums of what was forgotten, for a model that is no more
-                receipts.append({"copy": str(ledger.folder), "status": f"removed: {removed} Fisher sums"})
+        ledger = self.ledger(context) if self.ledger else None
+        if ledger and (removed := ledger.clear()):  # sums of what was forgotten, for a model that is no more
+            receipts.append({"copy": str(ledger.folder), "status": f"removed: {removed} Fisher sums"})
         answer = records.head(
             client=client,
             digest=update.digest,
@@ -251,9 +249,9 @@ def attach(
         client_name: The client's lasting name; default its partition id.
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.
-        ledger: Called with the Context; a `FisherLedger` in a folder of this client's own, for sums over its
-            training data. Where it holds for a question, it is answered from there and ``data`` not called;
-            otherwise what is computed goes there. An update that is applied empties it.
+        ledger: Called with the Context; a `FisherLedger` in a folder of this client's own for sums over its
+            training data, or None. Questions it holds for are answered from there, and ``data`` is not
+            called; what is computed for others goes there. An update that is applied empties it.
 
     Returns:
         The same app.
