@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead faults clean
+.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead bench-ledger faults clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside l
 
 bench-overhead: $(VENV)/.sim  ## what recording costs a training run, on the simulation engine (table and JSON)
 	$(BIN)/python -m simulations.benchmarks.overhead $(ARGS)
+
+bench-ledger: $(VENV)/.sim  ## a class request from the clients' ledgers beside computing it (ARGS="--data FOLDER")
+	$(BIN)/python -m simulations.benchmarks.ledger $(ARGS)
 
 faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
 	$(BIN)/python -m simulations.faults $(ARGS)
