@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead bench-ledger faults clean
+.PHONY: help demo test test-fast check wheel each-class reference-share bench-store bench-overhead bench-ledger faults clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, " + v + " was found; name another with: make PYTHON=python3.12")'
@@ -45,6 +45,9 @@ wheel: $(VENV)/.test  ## build the wheel and import it in a clean environment ou
 each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and several at once (tables)
 	$(BIN)/python -m simulations.figures.each_class --out outputs/each-class $(ARGS)
 	$(BIN)/python -m simulations.figures.each_class --holders 2 --out outputs/several-classes 1,9 0,1,2 3,5,8 $(ARGS)
+
+reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes from a part of its samples
+	$(BIN)/python -m simulations.figures.reference_share $(ARGS)
 
 bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside loops and copies (30 GB of disk)
 	$(BIN)/python -m simulations.benchmarks.store $(ARGS)
