@@ -128,7 +128,16 @@ def logits_of(model: nn.Module, x: Any) -> Tensor:
         FisherError: If it is no tensor.
     """
     with torch.no_grad():
-        z = model(x)
+        return answer_of(model, x)
+
+
+def answer_of(model: nn.Module, x: Any) -> Tensor:
+    """What the model returns for the inputs ``x``.
+
+    Raises:
+        FisherError: If it is no tensor.
+    """
+    z = model(x)
     if not isinstance(z, Tensor):
         raise FisherError(f"the model must return its logits as a tensor, got {type(z).__name__}; wrap it so")
     return z

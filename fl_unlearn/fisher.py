@@ -273,13 +273,16 @@ def fisher_diagonal(
     num_classes: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
-    chunk_size: int | None = None,
+    memory: int = 512 * 2**20,
+    true_samples: int | None = None,
+    seed: int = 0,
 ) -> FisherSums:
     """Sums of squared gradients over a data set, per class. The model is left as it was.
 
     A head z = W h + b whose output is the model's needs one forward pass and no backward; other scopes, and
-    heads that are tied or used twice, take per-sample gradients by ``torch.func``. Memory grows with one
-    accumulator per class kept apart, not with the data.
+    heads that are tied or used twice, one of both for each batch. Parameters that are used in a way without a
+    formula take per-sample gradients by ``torch.func``, which is slow, and a warning names them. Memory grows
+    with one accumulator per class kept apart, not with the data.
 
     Args:
         model: Called with a batch's inputs; returns logits of shape (N, C). In eval mode.
@@ -292,7 +295,12 @@ def fisher_diagonal(
         num_classes: C, if known; needed when the loader is empty and the model has no head.
         device: Where the model is; batches are moved there. None: that of the model's first parameter.
         dtype: Of the result; sums are formed in float64.
-        chunk_size: Samples differentiated at once outside a head; None: about 256 MB of gradients.
+        memory: Bytes that activations, gradients and temporary tensors may take outside a head, beside the
+            model and the sums; larger batches are taken in parts, of one sample at least.
+        true_samples: For kind "true" outside a head: labels drawn for each sample, whose mean is an unbiased
+            estimate; each takes a backward pass. None, or the number of classes or more: exact, one for each
+            class.
+        seed: Of these draws.
 
     Returns:
         The sums, on the CPU. For "normalized" a sample with a single class has no gradient, and counts.
@@ -300,13 +308,14 @@ def fisher_diagonal(
     Raises:
         FisherError: If the model, the arguments or the data do not allow it, with the reasons.
     """
-    keep = _check_arguments(kind, dtype, keep_classes, num_classes, chunk_size)
+    keep = _check_arguments(kind, dtype, keep_classes, num_classes, memory, true_samples)
     names, problems = _resolve(model, scope, head)
     check_model(model, names, problems)
     where = device_of(model, device)
     linear = any(isinstance(m, nn.Linear) for m in model.modules())
     found = find_head(model, head) if linear or head is not None else None
-    computation = Computation(model, names, kind, found, scope.strip() == "head", chunk_size)
+    strict = scope.strip() == "head"
+    computation = Computation(model, names, kind, found, strict, memory, true_samples, seed)
     classes = num_classes
     with buffers_kept(model):
         for i, batch in enumerate(loader):
@@ -333,13 +342,14 @@ def _check_arguments(
     dtype: torch.dtype,
     keep: Collection[int] | None,
     num_classes: int | None,
-    chunk_size: int | None,
+    memory: int,
+    true_samples: int | None,
 ) -> Tensor | None:
     if kind not in FISHER_KINDS:
         raise FisherError(f"kind must be one of {', '.join(FISHER_KINDS)}; got {kind!r}")
     if not dtype.is_floating_point:
         raise FisherError(f"dtype must be a floating-point one, got {dtype}")
-    for name, value in (("num_classes", num_classes), ("chunk_size", chunk_size)):
+    for name, value in (("num_classes", num_classes), ("memory", memory), ("true_samples", true_samples)):
         if value is not None and value < 1:
             raise FisherError(f"{name} must be at least 1, got {value!r}")
     if keep is None:
