@@ -88,12 +88,5 @@ def combined(uses: Sequence[Use]) -> Use:
     linear = [u for u in uses if type(u) is LinearUse]
     if len(linear) < len(uses):
         return SumUse(uses)
-    # Positions of one sample are summed by the kernel itself, which is faster than use by use.
-    x, g = (
-        torch.cat([_positions(t) for t in ts], 1) for ts in ([u.x for u in linear], [u.g for u in linear])
-    )
-    return LinearUse(x, g)
-
-
-def _positions(t: Tensor) -> Tensor:
-    return t.unsqueeze(1) if t.ndim == 2 else t.flatten(1, -2)
+    # Positions of one sample, dimension 1, are summed by the kernel itself, which is faster than use by use.
+    return LinearUse(torch.cat([u.x for u in linear], 1), torch.cat([u.g for u in linear], 1))

@@ -52,7 +52,7 @@ class GeneralPath:
     ) -> None:
         """Add one batch: inputs ``x`` (N rows in every tensor), logits (N, C), labels (N,), groups (N,).
 
-        Groups are not counted. ``drawn`` is as for `cotangents`.
+        Counts stay. ``drawn`` is as for `cotangents`.
         """
         with self.differentiable():
             for rows in torch.split(torch.arange(len(y), device=y.device), self.chunk):
@@ -63,7 +63,7 @@ class GeneralPath:
                     self._add_squares(self._per_sample(xs, u), parts)
 
     def add_mini_batches(self, x: Any, z: Tensor, y: Tensor, groups: Tensor) -> None:
-        """Add the squared mean gradient of each group in a batch, for kind "batch"; groups are not counted."""
+        """Add the squared mean gradient of each group in a batch, for kind "batch"; counts stay."""
         e = residual(z, y)
         with self.differentiable():
             for group, rows in split_groups(groups):

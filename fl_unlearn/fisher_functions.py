@@ -80,9 +80,8 @@ def _conv(
     spread = each(dilation)
     ends: list[Any]
     if isinstance(padding, str):
-        total = [
-            0 if padding == "valid" else d * (k - 1) for d, k in zip(spread, weight.shape[2:], strict=True)
-        ]
+        same = zip(spread, weight.shape[2:], strict=True) if padding == "same" else [(0, 1)] * dims
+        total = [d * (k - 1) for d, k in same]
         ends = [(t // 2, t - t // 2) for t in total]
     else:
         ends = each(padding)

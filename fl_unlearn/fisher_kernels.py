@@ -118,10 +118,10 @@ class Computation:
         at_once = min(n, self.onepass.rows_at_once(x)) if self.onepass.served else n
         logits = []
         for start in range(0, n, at_once):
-            rows = slice(start, min(n, start + at_once))
+            some = slice(start, min(n, start + at_once))
             part = where if at_once == n else f"{where} from row {start} on"
-            xs = x if at_once == n else take_rows(x, rows)
-            logits.append(self._add_rows(xs, y[rows], groups[rows], classes, part))
+            xs = x if at_once == n else take_rows(x, some)
+            logits.append(self._add_rows(xs, y[some], groups[some], classes, part))
         return torch.cat(logits)
 
     def _add_rows(self, x: Any, y: Tensor, groups: Tensor, classes: int | None, where: str) -> Tensor:

@@ -1,9 +1,9 @@
 """Exact squared gradients of every parameter from one forward and one backward pass over a batch.
 
-The forward pass is recorded (`Recorder`); the gradient of each use's output then gives every sample's gradient
-by the parameter, and the use has a formula for the sum of their squares. A parameter that is used once is
-done as soon as its gradient arrives; of one used more often the uses wait for each other, and are added up
-before they are squared.
+The forward pass is recorded (`Recorder`); the gradient of each use's output then gives every sample's
+gradient by the parameter, and the use has a formula for the sum of their squares. A parameter that is used
+once is done as soon as its gradient arrives; of one used more often the uses wait for each other, and are
+added up before they are squared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import answer_of, map_tensors, take_rows
+from .batches import answer_of, map_tensors, take_rows, tensors_in
 from .fisher_combine import DerivedUse, combined
 from .fisher_cotangents import propagated
 from .fisher_memory import PeakBytes
@@ -233,9 +233,7 @@ class OnePass:
 
     def layout(self, x: Any) -> Layout:
         """What is known of inputs like ``x``, of one row or more; at first, by two small passes."""
-        kinds: list[Any] = []
-        map_tensors(lambda t: kinds.append((t.shape[1:], t.dtype, t.device)) or t, x)
-        key = tuple(kinds)
+        key = tuple((t.shape[1:], t.dtype, t.device) for t in tensors_in(x))
         if key not in self._layouts:
             three = three_rows(x)
             two = _plain(take_rows(three, slice(2)))
@@ -274,9 +272,7 @@ class OnePass:
 
 def three_rows(x: Any) -> Any:
     """The first three rows of ``x``, as far as there are; then from the first again."""
-    count: list[int] = []
-    map_tensors(lambda t: count.append(len(t)) or t, x)
-    return take_rows(x, torch.arange(3) % count[0])
+    return take_rows(x, torch.arange(3) % len(next(tensors_in(x))))
 
 
 def _plain(x: Any) -> Any:

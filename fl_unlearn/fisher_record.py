@@ -12,7 +12,7 @@ first use starts the graph, and no gradient by a weight is computed but as each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .batches import map_tensors
+from .batches import map_tensors, tensors_in
 from .fisher_combine import ReshapedUse
 from .fisher_functions import FUNCTIONS, Claim
 from .fisher_uses import Use
@@ -168,14 +168,14 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        given = list(tensors_in((args, kwargs)))
         shapes = tuple(t.shape for t in given)
         # Where the model wants no gradient, none reaches its parameters, and nothing is to be done.
         if torch.is_grad_enabled() and any(id(t) in self.tracked for t in given):
             out = self._follow(func, args, kwargs, given)
         else:
             out = func(*args, **kwargs)
-        gave = tuple(t.shape for t in _tensors((out,)))
+        gave = tuple(t.shape for t in tensors_in((out,)))
         if gave:
             self.calls.calls.append(Call(func, shapes, gave))
         return out
@@ -205,8 +205,8 @@ class Recorder(TorchFunctionMode):
         change = self._with_graph if constant else self._without_graph
         out = func(*map_tensors(change, tuple(args)), **map_tensors(change, dict(kwargs)))
         if constant:
-            made = [t for t in _tensors((out,)) if t.requires_grad]
-            if other is not None and tuple(t.shape for t in _tensors((out,))) == other.gave:
+            made = [t for t in tensors_in((out,)) if t.requires_grad]
+            if other is not None and tuple(t.shape for t in tensors_in((out,))) == other.gave:
                 self.tracked.update((id(t), _Tracked(t, names)) for t in made)
                 return out
             if not made:
@@ -268,12 +268,11 @@ class Recorder(TorchFunctionMode):
         if len(names) > 1:
             return None
         leaf = self.leaves[names[0]]
-        if (
-            value.untyped_storage().data_ptr() != leaf.untyped_storage().data_ptr()
-            or value.dtype != leaf.dtype
-        ):
+        memory = [t.untyped_storage().data_ptr() for t in (value, leaf)]
+        if memory[0] != memory[1] or value.dtype != leaf.dtype:
             return None
-        return Geometry(tuple(value.shape), value.stride(), value.storage_offset() - leaf.storage_offset())
+        offset = int(value.storage_offset()) - int(leaf.storage_offset())
+        return Geometry(tuple(value.shape), value.stride(), offset)
 
     def _hooked(self, out: Tensor, recorded: list[Recorded]) -> Tensor:
         if not recorded:
@@ -289,7 +288,7 @@ class Recorder(TorchFunctionMode):
             if self.arrived is not None:
                 self.arrived(recorded, g)
 
-        out.register_hook(hook)
+        out.register_hook(hook)  # type: ignore[no-untyped-call]
         return out
 
     # ----------------------------------------------------------------- what functions are given
@@ -303,16 +302,6 @@ class Recorder(TorchFunctionMode):
         return t.detach() if id(t) in self.tracked and t.requires_grad else t
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, tuple | list):
-        for v in x:
-            yield from _tensors(v)
-    elif isinstance(x, Mapping):
-        yield from _tensors(list(x.values()))
-
-
 def _samples_first(t: Tensor, d: SampleDim, rows: int) -> Tensor:
     t = t.movedim(d.dim, 0)
-    return t.unflatten(0, (rows, d.fold)) if d.fold > 1 else t
+    return torch.unflatten(t, 0, (rows, d.fold)) if d.fold > 1 else t
