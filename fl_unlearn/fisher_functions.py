@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from . import fisher_small as small
 from .fisher_contract import ConvUse, LinearUse
+from .fisher_recurrent import linear_elsewhere
 from .fisher_uses import Use
 
 
@@ -273,6 +274,7 @@ def _spread(input: Tensor, *_: Any, **__: Any) -> list[Claim]:
 T = torch.Tensor
 FUNCTIONS: dict[Any, Handler] = {
     F.linear: _linear,
+    linear_elsewhere: _linear,
     torch.conv1d: partial(_conv, 1),
     torch.conv2d: partial(_conv, 2),
     torch.conv3d: partial(_conv, 3),

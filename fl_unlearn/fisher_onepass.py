@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .batches import answer_of, map_tensors, take_rows, tensors_in
 from .fisher_combine import DerivedUse, combined
 from .fisher_cotangents import propagated
+from .fisher_decompose import decomposed
 from .fisher_memory import PeakBytes
 from .fisher_record import Geometry, Pass, Recorded, Recorder
 from .fisher_uses import Use
@@ -238,7 +239,7 @@ class OnePass:
             three = three_rows(x)
             two = _plain(take_rows(three, slice(2)))
             with _ready(self.model):
-                with Recorder({}, 2) as first:
+                with Recorder({}, 2) as first, decomposed(self.model):
                     answer_of(self.model, two)
                 with PeakBytes() as memory:
                     running = self._forward(three, 3, first.calls)
@@ -263,7 +264,7 @@ class OnePass:
 
     def _forward(self, x: Any, rows: int, other: Pass) -> Running:
         x = _plain(x)
-        with Recorder(self.served, rows, other) as recorder:
+        with Recorder(self.served, rows, other) as recorder, decomposed(self.model):
             output = answer_of(self.model, x)
         recorder.complete()
         self.refused.update(recorder.refused)

@@ -1,10 +1,10 @@
-"""LSTM, GRU and RNN made of ``linear`` calls over all time steps at once.
+"""LSTM, GRU and RNN such that every weight is used once per layer and direction, at all time steps at once.
 
-A step needs W_ih x_t + b_ih and W_hh h + b_hh with h from the step before. The first is one ``linear`` over
-all steps. For the second, the recurrence is run without a graph; then one ``linear`` takes the h that each
-step started from. Its output is what the recurrence used, and the backward pass through time, written out
-here, gives both outputs their exact gradients. So whoever watches ``linear`` sees every weight used once per
-layer and direction, at all steps. Projected LSTMs have a third ``linear``. First derivatives only.
+A step needs W_ih x_t + b_ih and W_hh h + b_hh with h from the step before. The recurrence is run without a
+graph. Then `linear_elsewhere` says, once for all steps, that x and the h each step started from went through
+those weights, and the backward pass through time, written out here, gives its outputs their exact gradients.
+So whoever watches `linear_elsewhere` sees what a parameter met, and the gradient of what came out. LSTMs
+with a projection have a third such call. First derivatives only.
 
 Formulas: the documentation of `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN`.
 """
@@ -12,7 +12,8 @@ Formulas: the documentation of `torch.nn.LSTM`, `torch.nn.GRU` and `torch.nn.RNN
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,46 +28,100 @@ States = tuple[Tensor, ...]
 """h, and c in an LSTM, each of shape (N, size)."""
 
 
-class Recurrence(ABC):
+# --------------------------------------------------------------------------- what a watcher sees
+def linear_elsewhere(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Stands for ``linear(x, weight, bias)`` whose value somebody has computed already.
+
+    Args:
+        x: Shape (N, T, in).
+        weight: Shape (out, in).
+        bias: Shape (out,).
+
+    Returns:
+        Zeros without storage, shape (N, T, out), with the derivatives of ``linear``. Modes that override
+        torch functions see this call.
+    """
+    if torch.overrides.has_torch_function((x, weight)):
+        seen: Tensor = torch.overrides.handle_torch_function(linear_elsewhere, (x, weight), x, weight, bias)
+        return seen
+    zeros: Tensor = _Zeros.apply(x, weight, bias)
+    return zeros
+
+
+class _Zeros(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        # Not expand: that is a view, and watchers may wish to attach to the result itself.
+        zero = x.new_zeros(1)
+        return zero.set_(zero.untyped_storage(), 0, (*x.shape[:-1], len(weight)), (0,) * x.dim())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        # Time comes first in memory, and a product of 3-D tensors copies what is not contiguous.
+        g = g.transpose(0, 1)
+        wanted = ctx.needs_input_grad
+        return (
+            (g @ weight).transpose(0, 1) if wanted[0] else None,
+            g.flatten(0, 1).t() @ x.transpose(0, 1).flatten(0, 1) if wanted[1] else None,
+            g.sum((0, 1)) if wanted[2] else None,
+        )
+
+
+# --------------------------------------------------------------------------- the recurrences
+
+
+def over_time(steps: dict[int, Tensor]) -> Tensor:
+    """Tensors (N, size) by step as one, shape (N, T, size)."""
+    return torch.stack([steps[t] for t in range(len(steps))], 1)
+
+
+class _Recurrence(ABC):
     """One layer in one direction; computes its forward pass and keeps what the backward pass needs.
 
     Buffers over time are (T, N, size), so that a step is contiguous.
 
     Args:
-        a: W_ih x + b_ih, shape (N, T, gates).
-        weight: W_hh, shape (gates, size of h).
-        bias: b_hh, shape (gates,); may be missing.
-        projection: W_hr of an LSTM that projects its h.
+        x: Shape (T, N, in).
+        weights: W_ih, W_hh, and W_hr of an LSTM that projects its h.
+        biases: b_ih and b_hh; may be missing.
         states: Those to start from.
         backwards: Whether time runs from the end.
-        live: Where a step is part of the sample, shape (T, N, 1); elsewhere states are kept. None: everywhere.
+        live: Where a step is part of the sample, shape (T, N, 1); elsewhere states are kept.
     """
 
     def __init__(
         self,
-        a: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        projection: Tensor | None,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
         states: States,
         backwards: bool,
         live: Tensor | None,
     ) -> None:
-        self.weight, self.projection, self.live = weight, projection, live
-        steps = a.shape[1]
-        self.order = range(steps - 1, -1, -1) if backwards else range(steps)
-        self.prepare(a.transpose(0, 1), bias)
-        self.before: list[States] = [()] * steps
-        self.after: list[States] = [()] * steps
+        w_ih, self.weight, *rest = weights
+        self.projection = rest[0] if rest else None
+        self.live = live
+        self.order = range(len(x) - 1, -1, -1) if backwards else range(len(x))
+        self.all = functional.linear(x, w_ih, self.outer_bias(*biases))  # becomes the gates, step by step
+        self.prepare(*biases)
+        self.before: dict[int, States] = {}
+        self.after: dict[int, States] = {}
         for t in self.order:
             self.before[t] = states
             new = self.step(t, *states)
             states = new if live is None else tuple(map(torch.where, [live[t]] * len(new), new, states))
             self.after[t] = states
 
+    def outer_bias(self, *biases: Tensor) -> Tensor | None:
+        """What can be added before the recurrence: both biases, if there are any."""
+        return biases[0] + biases[1] if biases else None
+
     @abstractmethod
-    def prepare(self, a: Tensor, bias: Tensor | None) -> None:
-        """Take what does not depend on states: ``a``, here (T, N, gates), and the bias."""
+    def prepare(self, *biases: Tensor) -> None:
+        """Make views of the gates, and buffers."""
 
     @abstractmethod
     def step(self, t: int, *states: Tensor) -> States:
@@ -82,7 +137,7 @@ class Recurrence(ABC):
 
     def outputs(self) -> States:
         """The h after every step, shape (N, T, size), and the last of the other states."""
-        out = torch.stack([h for h, *_ in self.after], 1)
+        out = over_time({t: states[0] for t, states in self.after.items()})
         return (out, *self.after[self.order[-1]][1:])
 
     def back(self, of_h: Tensor, *of_last: Tensor) -> list[Tensor]:
@@ -101,23 +156,16 @@ class Recurrence(ABC):
         return [b.transpose(0, 1) for b in buffers] + list(grads)
 
 
-def _with_bias(a: Tensor, bias: Tensor | None) -> Tensor:
-    """``a`` + ``bias`` in a buffer of its own, contiguous."""
-    out = torch.empty_like(a, memory_format=torch.contiguous_format)
-    return out.copy_(a) if bias is None else torch.add(a, bias, out=out)
-
-
-class Lstm(Recurrence):
+class _Lstm(_Recurrence):
     """i, f, o = sigmoid, g = tanh; c ← f c + i g; m = o tanh(c); h = m, or W_hr m."""
 
-    def prepare(self, a: Tensor, bias: Tensor | None) -> None:  # noqa: D102
-        self.all = _with_bias(a, bias)
-        self.size = a.shape[2] // 4
+    def prepare(self, *biases: Tensor) -> None:
+        self.size = self.all.shape[2] // 4
         self.gates = [gates.chunk(4, 1) for gates in self.all.unbind()]
-        self.tanh_c: list[Tensor] = list(self.all[..., : self.size].unbind())
-        self.m: list[Tensor] = list(self.tanh_c)
+        self.tanh_c: dict[int, Tensor] = {}
+        self.m: dict[int, Tensor] = {}
 
-    def step(self, t: int, *states: Tensor) -> States:  # noqa: D102
+    def step(self, t: int, *states: Tensor) -> States:
         h, c = states
         gates = self.all[t].addmm_(h, self.weight.t())
         gates[:, : 2 * self.size].sigmoid_()
@@ -126,19 +174,16 @@ class Lstm(Recurrence):
         o.sigmoid_()
         c = (f * c).addcmul_(i, g)
         self.tanh_c[t] = c.tanh()
-        m = o * self.tanh_c[t]
-        if self.projection is None:
-            return m, c
-        self.m[t] = m
-        return m @ self.projection.t(), c
+        self.m[t] = o * self.tanh_c[t]
+        return self.m[t] if self.projection is None else self.m[t] @ self.projection.t(), c
 
-    def buffers(self) -> list[Tensor]:  # noqa: D102
+    def buffers(self) -> list[Tensor]:
         gates = torch.empty_like(self.all)
         if self.projection is None:
             return [gates, gates]
         return [gates, gates, gates.new_empty(*gates.shape[:2], self.projection.shape[0])]
 
-    def step_back(self, t: int, buffers: list[Tensor], *grads: Tensor) -> States:  # noqa: D102
+    def step_back(self, t: int, buffers: list[Tensor], *grads: Tensor) -> States:
         dh, dc = grads
         if self.projection is not None:
             buffers[2][t] = dh
@@ -155,17 +200,22 @@ class Lstm(Recurrence):
         return buffers[1][t] @ self.weight, dc.mul_(f)
 
 
-class Gru(Recurrence):
+class _Gru(_Recurrence):
     """r, z = sigmoid; q = W_hn h + b_hn; n = tanh(W_in x + b_in + r q); h ← n + z (h − n)."""
 
-    def prepare(self, a: Tensor, bias: Tensor | None) -> None:  # noqa: D102
-        self.two = a.shape[2] // 3 * 2
-        self.bias_n = None if bias is None else bias[self.two :]
-        self.all = _with_bias(a, None if bias is None else functional.pad(bias[: self.two], (0, self.two // 2)))
-        self.gates = [gates.chunk(3, 1) for gates in self.all.unbind()]
-        self.q: list[Tensor] = list(self.all[..., self.two :].unbind())
+    def outer_bias(self, *biases: Tensor) -> Tensor | None:
+        if not biases:
+            return None
+        r, z, _ = biases[1].chunk(3)
+        return biases[0] + torch.cat([r, z, torch.zeros_like(z)])
 
-    def step(self, t: int, *states: Tensor) -> States:  # noqa: D102
+    def prepare(self, *biases: Tensor) -> None:
+        self.two = self.all.shape[2] // 3 * 2
+        self.bias_n = biases[1][self.two :] if biases else None
+        self.gates = [gates.chunk(3, 1) for gates in self.all.unbind()]
+        self.q: dict[int, Tensor] = {}
+
+    def step(self, t: int, *states: Tensor) -> States:
         (h,) = states
         self.all[t, :, : self.two].addmm_(h, self.weight[: self.two].t()).sigmoid_()
         r, z, n = self.gates[t]
@@ -173,10 +223,10 @@ class Gru(Recurrence):
         n.addcmul_(r, self.q[t]).tanh_()
         return (torch.lerp(n, h, z),)
 
-    def buffers(self) -> list[Tensor]:  # noqa: D102
+    def buffers(self) -> list[Tensor]:
         return [torch.empty_like(self.all), torch.empty_like(self.all)]
 
-    def step_back(self, t: int, buffers: list[Tensor], *grads: Tensor) -> States:  # noqa: D102
+    def step_back(self, t: int, buffers: list[Tensor], *grads: Tensor) -> States:
         (dh,) = grads
         r, z, n = self.gates[t]
         dr, dz, dn = buffers[0][t].chunk(3, 1)
@@ -189,21 +239,21 @@ class Gru(Recurrence):
         return (past.addmm_(by_h, self.weight),)
 
 
-class Rnn(Recurrence):
+class _Rnn(_Recurrence):
     """h ← tanh of the sum."""
 
     act = staticmethod(torch.tanh_)
 
-    def prepare(self, a: Tensor, bias: Tensor | None) -> None:  # noqa: D102
-        self.all = _with_bias(a, bias)
+    def prepare(self, *biases: Tensor) -> None:
+        """Nothing: the gates are h."""
 
-    def step(self, t: int, *states: Tensor) -> States:  # noqa: D102
+    def step(self, t: int, *states: Tensor) -> States:
         return (self.act(self.all[t].addmm_(states[0], self.weight.t())),)
 
-    def buffers(self) -> list[Tensor]:  # noqa: D102
+    def buffers(self) -> list[Tensor]:
         return [torch.empty_like(self.all)] * 2
 
-    def step_back(self, t: int, buffers: list[Tensor], *grads: Tensor) -> States:  # noqa: D102
+    def step_back(self, t: int, buffers: list[Tensor], *grads: Tensor) -> States:
         self.act_back(grads[0], self.all[t], buffers[0][t])
         return (buffers[0][t] @ self.weight,)
 
@@ -213,63 +263,57 @@ class Rnn(Recurrence):
         _tanh_back(grad, h, grad_input=out)
 
 
-class ReluRnn(Rnn):
+class _ReluRnn(_Rnn):
     """h ← max(0, the sum)."""
 
     act = staticmethod(torch.relu_)
 
     @staticmethod
-    def act_back(grad: Tensor, h: Tensor, out: Tensor) -> None:  # noqa: D102
+    def act_back(grad: Tensor, h: Tensor, out: Tensor) -> None:
         torch.mul(grad, h > 0, out=out)
 
 
 class _Through(torch.autograd.Function):
-    """Says that the outputs came from those ``linear`` calls and the first states."""
+    """Says that the outputs came from what `linear_elsewhere` stands for, and from the first states."""
 
     @staticmethod
-    def forward(ctx: Any, run: Recurrence, outputs: States, *inputs: Tensor) -> States:  # noqa: D102
+    def forward(ctx: Any, run: _Recurrence, outputs: States, *inputs: Tensor) -> States:
         ctx.run = run
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return (None, None, *ctx.run.back(*grads))
 
 
 def _direction(
-    kind: type[Recurrence],
+    kind: type[_Recurrence],
     x: Tensor,
     states: States,
-    weights: Sequence[Tensor],
+    parameters: Sequence[Tensor],
     has_biases: bool,
     backwards: bool,
     live: Tensor | None,
 ) -> States:
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:4] if has_biases else (None, None)
-    w_hr = weights[-1] if len(weights) in (3, 5) else None
-    a = functional.linear(x, w_ih, b_ih)
-    # Autocast may have made it of another dtype than the rest.
-    states = tuple(s.to(a.dtype) for s in states)
-    known = [None if w is None else w.detach().to(a.dtype) for w in (w_hh, b_hh, w_hr)]
-    with torch.no_grad(), torch._C.DisableTorchFunction():
-        run = kind(a.detach(), *known, tuple(s.detach() for s in states), backwards, live)
+    biases = parameters[2:4] if has_biases else []
+    weights = [*parameters[:2], *parameters[2 + len(biases) :]]
+    with torch.no_grad(), torch._C.DisableTorchFunction(), torch.autocast(x.device.type, enabled=False):
+        run = kind(x.transpose(0, 1), weights, biases, states, backwards, live)
         outputs = run.outputs()
-        del run.after
-        h = torch.stack([h for h, *_ in run.before], 1)
-        m = torch.stack(run.m, 1) if w_hr is not None else None
-    calls = [a, functional.linear(h, w_hh, b_hh)]
-    if w_hr is not None:
-        calls.append(functional.linear(m, w_hr))
+        met = [x, over_time({t: before[0] for t, before in run.before.items()})]
+        if isinstance(run, _Lstm) and len(weights) > 2:
+            met.append(over_time(run.m))
+    run.after.clear()
+    calls = map(linear_elsewhere, met, weights, [*biases, *[None] * (len(weights) - len(biases))])
     through: States = _Through.apply(run, outputs, *calls, *states)
     return through
 
 
 def recurrent(
-    kind: type[Recurrence],
+    kind: type[_Recurrence],
     x: Tensor,
-    states: States,
+    states: Sequence[Tensor],
     weights: Sequence[Tensor],
     has_biases: bool,
     layers: int,
@@ -291,6 +335,8 @@ def recurrent(
     Returns:
         The output, shape (N, T, directions · size), and the last states, shaped as ``states``.
     """
+    # Under autocast what came before may be half precision.
+    x, *states = (t.to(weights[0].dtype) for t in (x, *states))
     directions = 2 if bidirectional else 1
     each = len(weights) // (layers * directions)
     last = []
@@ -307,3 +353,42 @@ def recurrent(
     if live is not None:
         x = x * live.transpose(0, 1)
     return (x, *(torch.stack(s) for s in zip(*last, strict=True)))
+
+
+# --------------------------------------------------------------------------- single steps
+def _lstm_cell(
+    x: Tensor, states: Sequence[Tensor], w: Sequence[Tensor], b: Sequence[Tensor | None]
+) -> States:
+    h, c = states
+    i, f, g, o = (functional.linear(x, w[0], b[0]) + functional.linear(h, w[1], b[1])).chunk(4, 1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(x: Tensor, h: Tensor, w: Sequence[Tensor], b: Sequence[Tensor | None]) -> Tensor:
+    r, z, n = functional.linear(x, w[0], b[0]).chunk(3, 1)
+    by_r, by_z, q = functional.linear(h, w[1], b[1]).chunk(3, 1)
+    return torch.lerp((n + (r + by_r).sigmoid() * q).tanh(), h, (z + by_z).sigmoid())
+
+
+def _rnn_cell(
+    act: Callable[[Tensor], Tensor], x: Tensor, h: Tensor, w: Sequence[Tensor], b: Sequence[Tensor | None]
+) -> Tensor:
+    return act(functional.linear(x, w[0], b[0]) + functional.linear(h, w[1], b[1]))
+
+
+CELLS: dict[Any, Callable[..., Any]] = {
+    torch.lstm_cell: _lstm_cell,
+    torch.gru_cell: _gru_cell,
+    torch.rnn_tanh_cell: partial(_rnn_cell, torch.tanh),
+    torch.rnn_relu_cell: partial(_rnn_cell, torch.relu),
+}
+"""By the function each stands for; called with input, states, both weights, both biases."""
+
+RECURRENT: dict[Any, type[_Recurrence]] = {
+    torch.lstm: _Lstm,
+    torch.gru: _Gru,
+    torch.rnn_tanh: _Rnn,
+    torch.rnn_relu: _ReluRnn,
+}
+"""By the function that `recurrent` is to stand for."""
