@@ -15,119 +15,23 @@ Softmax, closed forms and sums are float64, whatever the model's dtype.
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import buffers_kept, check_rows, device_of, module_problem, take_rows, to_device, unpack
+from .batches import buffers_kept, check_rows, device_of, take_rows, to_device, unpack
 from .fisher_kernels import Computation
 from .fisher_sample import Thinning, count_rest
+from .fisher_scope import check_model, find_head, find_parameters
+from .fisher_scope import resolve_scope as resolve_scope
 from .fisher_sums import FisherSums as FisherSums
 from .types import FISHER_KINDS, REST, FisherError
 
-
-# --------------------------------------------------------------------------- which parameters
-def find_head(model: nn.Module, name: str | None = None) -> tuple[str, nn.Linear]:
-    """The linear layer that gives the logits: the last ``nn.Linear`` registered, or the one named.
-
-    Raises:
-        FisherError: If there is none, or ``name`` is not one.
-    """
-    linear = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
-    if not linear:
-        raise FisherError("the model has no nn.Linear to be its head; use scope 'all' or parameter names")
-    if name is None:
-        name = list(linear)[-1]
-    if name not in linear:
-        raise FisherError(
-            f"head={name!r} is no nn.Linear of the model; there are {', '.join(map(repr, linear))}"
-        )
-    return name, linear[name]
+DEFAULT_MEMORY = 512 * 2**20  # bytes
 
 
-def resolve_scope(model: nn.Module, scope: str, head: str | None = None) -> list[str]:
-    """Names of the trainable parameters in a scope, in the order of ``model.state_dict()``.
-
-    Args:
-        model: The model.
-        scope: "head", "all", or comma-separated parameter names or glob patterns, such as "fc1.*,fc2.*".
-        head: Name of the head, where it is not the last ``nn.Linear``.
-
-    Returns:
-        The names; a tied parameter is there under every name it has.
-
-    Raises:
-        FisherError: If the scope, or one of its patterns, has nothing trainable.
-    """
-    names, problems = _resolve(model, scope, head)
-    if problems:
-        raise FisherError("; ".join(problems))
-    return names
-
-
-def _resolve(model: nn.Module, scope: str, head: str | None) -> tuple[list[str], list[str]]:
-    named = dict(model.named_parameters(remove_duplicate=False))
-    wanted: set[int] = set()
-    problems = []
-    if scope.strip() == "head":
-        try:
-            groups = {"the head": list(find_head(model, head)[1].parameters())}
-        except FisherError as e:
-            return [], [str(e)]
-    elif scope.strip() == "all":
-        groups = {"the model": list(named.values())}
-    else:
-        patterns = [p.strip() for p in scope.split(",") if p.strip()]
-        hit = fnmatch.fnmatchcase
-        groups = {f"'{p}'": [v for n, v in named.items() if n == p or hit(n, p)] for p in patterns}
-        if not patterns:
-            problems.append(f"the scope {scope!r} is empty; use 'head', 'all' or names such as 'fc1.*,fc2.*'")
-    for what, parameters in groups.items():
-        trainable = {id(p) for p in parameters if p.requires_grad}
-        wanted |= trainable
-        if not parameters and what.startswith("'"):
-            near = difflib.get_close_matches(what.strip("'"), list(named), n=4, cutoff=0.3) or list(named)[:4]
-            problems.append(f"{what} matches no parameter; the nearest are {', '.join(map(repr, near))}")
-        elif not trainable:
-            problems.append(f"{what} has no trainable parameter: set requires_grad or choose another scope")
-    return [n for n in model.state_dict() if n in named and id(named[n]) in wanted], problems
-
-
-def check_model(model: nn.Module, names: Sequence[str], also: Sequence[str] = ()) -> None:
-    """Refuse a model whose samples would not be independent or repeatable, with every reason at once.
-
-    Args:
-        model: The model, in the mode it will be used in.
-        names: The parameters in scope.
-        also: Reasons found elsewhere, to be listed too.
-
-    Raises:
-        FisherError: If there is any; each with its cure.
-    """
-    reasons = list(also)
-    for name, module in model.named_modules():
-        problem = module_problem(module)
-        if problem:
-            reasons.append(f"{type(module).__name__} '{name}' {problem}")
-    named = dict(model.named_parameters(remove_duplicate=False))
-    for n in names:
-        if n not in named:
-            reasons.append(f"'{n}' is no parameter of the model")
-        elif nn.parameter.is_lazy(named[n]):
-            reasons.append(f"parameter '{n}' has no shape yet: run one batch through the model first")
-        elif not named[n].is_floating_point():
-            reasons.append(f"parameter '{n}' is {named[n].dtype}, not real floating point: leave it out")
-    if not names and not also:
-        reasons.append("no trainable parameter is in scope: set requires_grad or choose another scope")
-    if reasons:
-        raise FisherError("the Fisher diagonal cannot be computed:\n" + "\n".join(f"- {r}" for r in reasons))
-
-
-# --------------------------------------------------------------------------- the diagonal
 class FisherCollector:
     """Sums of squared gradients, filled in batch by batch while somebody else goes through the data.
 
@@ -144,7 +48,12 @@ class FisherCollector:
             these groups is in the result even when it has no sample. None: every class that occurs.
         num_classes: C, if known; needed when there is no data and the model has no head.
         device: Where the model is; batches are moved there. None: that of the model's first parameter.
-        chunk_size: Samples differentiated at once outside a head; None: about 256 MB of gradients.
+        memory: Bytes that activations, gradients and temporary tensors may take outside a head, beside the
+            model and the sums; larger batches are taken in parts, of one sample at least.
+        true_samples: For kind "true" outside a head: labels drawn for each sample, whose mean is an unbiased
+            estimate; each takes a backward pass. None, or the number of classes or more: exact, one for each
+            class.
+        seed: Of these draws.
         thinning: Chooses the rows of `types.REST` that are used; None: all. The others do not go through
             the model.
 
@@ -162,11 +71,14 @@ class FisherCollector:
         keep_classes: Collection[int] | None = None,
         num_classes: int | None = None,
         device: torch.device | str | None = None,
-        chunk_size: int | None = None,
+        memory: int = DEFAULT_MEMORY,
+        true_samples: int | None = None,
+        seed: int = 0,
         thinning: Thinning | None = None,
     ) -> None:
-        self._keep = _check_arguments(kind, keep_classes, num_classes, chunk_size)
-        names, problems = _resolve(model, scope, head)
+        _check_arguments(kind, num_classes, memory, true_samples)
+        self._keep = _check_classes(keep_classes)
+        names, problems = find_parameters(model, scope, head)
         check_model(model, names, problems)
         if thinning is not None and (self._keep is None or kind == "batch"):
             raise FisherError("a thinned reference needs keep_classes, and a kind other than 'batch'")
@@ -175,7 +87,7 @@ class FisherCollector:
         linear = any(isinstance(m, nn.Linear) for m in model.modules())
         self._head = find_head(model, head) if linear or head is not None else None
         strict = scope.strip() == "head"
-        self._computation = Computation(model, names, kind, self._head, strict, chunk_size)
+        self._computation = Computation(model, names, kind, self._head, strict, memory, true_samples, seed)
 
     def add(self, x: Any, y: Tensor) -> Tensor:
         """Add one batch.
@@ -246,15 +158,17 @@ def fisher_diagonal(
     num_classes: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
-    chunk_size: int | None = None,
+    memory: int = DEFAULT_MEMORY,
+    true_samples: int | None = None,
     reference_share: float | int | None = None,
     seed: int = 0,
 ) -> FisherSums:
     """Sums of squared gradients over a data set, per class. The model is left as it was.
 
     A head z = W h + b whose output is the model's needs one forward pass and no backward; other scopes, and
-    heads that are tied or used twice, take per-sample gradients by ``torch.func``. Memory grows with one
-    accumulator per class kept apart, not with the data.
+    heads that are tied or used twice, one of both for each batch. Parameters that are used in a way without a
+    formula take per-sample gradients by ``torch.func``, which is slow, and a warning names them. Memory grows
+    with one accumulator per class kept apart, not with the data.
 
     Args:
         model: See `FisherCollector`, as for all that is not said here.
@@ -266,10 +180,11 @@ def fisher_diagonal(
         num_classes: C, if known; needed when the loader is empty and the model has no head.
         device: Where the model is; batches are moved there.
         dtype: Of the result; sums are formed in float64.
-        chunk_size: Samples differentiated at once outside a head; None: about 256 MB of gradients.
+        memory: Bytes that activations, gradients and temporary tensors may take; see `FisherCollector`.
+        true_samples: For kind "true" outside a head: labels drawn for each sample; None: exact.
         reference_share: Estimate the sums of `types.REST` from a random part of its rows: a share (float) or
             a number (int) of them, for which the loader is gone through twice; see `fisher_sample.Thinning`.
-        seed: Of the draws for ``reference_share``.
+        seed: Of the draws for ``true_samples`` and ``reference_share``.
 
     Returns:
         The sums, on the CPU. For "normalized" a sample with a single class has no gradient, and counts.
@@ -287,10 +202,10 @@ def fisher_diagonal(
         keep_classes=keep_classes,
         num_classes=num_classes,
         device=device,
-        chunk_size=chunk_size,
-        thinning=_thinning(
-            loader, _check_arguments(kind, keep_classes, num_classes, chunk_size), reference_share, seed
-        ),
+        memory=memory,
+        true_samples=true_samples,
+        seed=seed,
+        thinning=_thinning(loader, _check_classes(keep_classes), reference_share, seed),
     )
     with buffers_kept(model):
         for batch in loader:
@@ -308,14 +223,15 @@ def _thinning(
     return Thinning(share, seed, count_rest(loader, apart) if isinstance(share, int) else None)
 
 
-def _check_arguments(
-    kind: str, keep: Collection[int] | None, num_classes: int | None, chunk_size: int | None
-) -> Tensor | None:
+def _check_arguments(kind: str, num_classes: int | None, memory: int, true_samples: int | None) -> None:
     if kind not in FISHER_KINDS:
         raise FisherError(f"kind must be one of {', '.join(FISHER_KINDS)}; got {kind!r}")
-    for name, value in (("num_classes", num_classes), ("chunk_size", chunk_size)):
+    for name, value in (("num_classes", num_classes), ("memory", memory), ("true_samples", true_samples)):
         if value is not None and value < 1:
             raise FisherError(f"{name} must be at least 1, got {value!r}")
+
+
+def _check_classes(keep: Collection[int] | None) -> Tensor | None:
     if keep is None:
         return None
     if any(isinstance(c, bool) or not isinstance(c, int) or c < 0 for c in keep):
