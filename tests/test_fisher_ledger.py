@@ -48,6 +48,29 @@ def test_a_request_is_answered_as_from_the_data(name: str, kind: str, tmp_path: 
             exact(got, want.without(ignored), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_lost_by_keeping(name: str, tmp_path: Path) -> None:
+    p, ledger = PROBLEMS[name](), FisherLedger(tmp_path, "data")
+    fill(ledger, p, ("head", "all"))
+    for scope in ("head", "all"):
+        every = run(p, scope=scope)
+        held = ledger.get(p.model, scope=scope, head=p.head)
+        assert held is not None
+        exact(held, every, rtol=0.0)
+        got, _ = ledger.answer(p.model, no_data, classes=[0], scope=scope, head=p.head)
+        exact(got, every.pooled([0]), rtol=0.0)
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_in_double_precision_an_answer_is_exact(scope: str, tmp_path: Path, mlp: Problem) -> None:
+    mlp.model.double()
+    mlp.x, ledger = mlp.x.double(), FisherLedger(tmp_path, "data")
+    fill(ledger, mlp, (scope,))
+    got, held = ledger.answer(mlp.model, no_data, classes=[0, 2], ignored=[1], scope=scope)
+    assert held
+    exact(got, run(mlp, scope=scope, keep_classes=[0, 1, 2]).without([1]))
+
+
 def test_whole_minus_forgotten_is_what_is_retained(mlp: Problem) -> None:
     every = run(mlp, scope="all")
     request = every.pooled([0, 2])
