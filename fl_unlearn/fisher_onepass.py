@@ -118,6 +118,7 @@ class Running:
             v, factors = propagated(u, self.output.dtype, weights)
             self.recorder.arrived = partial(self._arrived, factors, totals, budget, last)
             torch.autograd.grad(self.output, self.recorder.seed, v, retain_graph=not last, allow_unused=True)
+            self.recorder.arrived = None  # no cycle keeps this pass in memory
             for slots in self.slots.values():
                 for slot in slots.values():
                     slot.add_squares(totals, budget)  # what is left where some uses had no gradient
