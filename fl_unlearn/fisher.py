@@ -279,10 +279,9 @@ def fisher_diagonal(
 ) -> FisherSums:
     """Sums of squared gradients over a data set, per class. The model is left as it was.
 
-    A head z = W h + b whose output is the model's needs one forward pass and no backward; other scopes, and
-    heads that are tied or used twice, one of both for each batch. Parameters that are used in a way without a
-    formula take per-sample gradients by ``torch.func``, which is slow, and a warning names them. Memory grows
-    with one accumulator per class kept apart, not with the data.
+    A head z = W h + b whose output is the model's needs one forward pass and no backward; other parameters
+    one of both, but for uses without a formula: these take per-sample gradients by ``torch.func``, which is
+    slow, and a warning names them. Memory grows with one accumulator per class kept apart, not with the data.
 
     Args:
         model: Called with a batch's inputs; returns logits of shape (N, C). In eval mode.
@@ -295,11 +294,10 @@ def fisher_diagonal(
         num_classes: C, if known; needed when the loader is empty and the model has no head.
         device: Where the model is; batches are moved there. None: that of the model's first parameter.
         dtype: Of the result; sums are formed in float64.
-        memory: Bytes that activations, gradients and temporary tensors may take outside a head, beside the
-            model and the sums; larger batches are taken in parts, of one sample at least.
-        true_samples: For kind "true" outside a head: labels drawn for each sample, whose mean is an unbiased
-            estimate; each takes a backward pass. None, or the number of classes or more: exact, one for each
-            class.
+        memory: Bytes that activations and temporary tensors may take outside a head, beside the model, the
+            sums and one sample's gradients; larger batches are taken in parts, of one sample at least.
+        true_samples: For "true" outside a head: labels drawn for each sample, whose mean is unbiased; each
+            takes a backward pass. None, or as many as classes: exact, with a backward pass for each class.
         seed: Of these draws.
 
     Returns:

@@ -1,10 +1,11 @@
-"""Networks whose squared gradients come from one forward and one backward pass, and the data to run them on."""
+"""Networks whose squared gradients come from one forward and one backward pass, with data."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ Case = tuple[nn.Module, Tensor]
 NETWORKS: dict[str, Callable[[], Case]] = {}
 
 
-def network(make: Callable[[], Case]) -> Callable[[], Case]:
+def network(make: Callable[[], Case], name: str = "") -> Callable[[], Case]:
     def seeded() -> Case:
         with torch.random.fork_rng():
             torch.manual_seed(5)
@@ -33,7 +34,7 @@ def network(make: Callable[[], Case]) -> Callable[[], Case]:
                 model(x)  # pruning keeps the last weight, and a copy of the model needs it without a graph
         return model, x
 
-    NETWORKS[make.__name__] = seeded
+    NETWORKS[name or make.__name__] = seeded
     return seeded
 
 
@@ -91,10 +92,15 @@ def drawn_sequences(seed: int) -> Case:
     x = torch.randn(draw.choice([1, 2, 5]), *(draw.choice([2, 3]) for _ in range(draw.choice([1, 2]))), width)
     for _ in range(3):
         out = draw.choice([4, 6])
-        layers += [nn.Linear(width, out, bias=draw.random() < 0.7), draw.choice([nn.LayerNorm(out), nn.RMSNorm(out)])]
+        layers += [
+            nn.Linear(width, out, bias=draw.random() < 0.7),
+            draw.choice([nn.LayerNorm(out), nn.RMSNorm(out)]),
+        ]
         layers.append(draw.choice([nn.GELU(), nn.PReLU(), nn.ReLU(inplace=True)]))
         width = out
-    model = nn.Sequential(*layers, Fn(lambda m, x: m.fc(x.flatten(1, -2).mean(1)), fc=nn.Linear(width, CLASSES)))
+    model = nn.Sequential(
+        *layers, Fn(lambda m, x: m.fc(x.flatten(1, -2).mean(1)), fc=nn.Linear(width, CLASSES))
+    )
     for p in model.parameters():
         p.requires_grad_(draw.random() < 0.8)
     model[-1].fc.weight.requires_grad_(True)
@@ -103,10 +109,8 @@ def drawn_sequences(seed: int) -> Case:
 
 for _seed in range(5):
     for _dims in (1, 2, 3):
-        network(lambda dims=_dims, seed=_seed: drawn_convolutions(dims, seed)).__name__
-        NETWORKS[f"conv{_dims}d_{_seed}"] = NETWORKS.pop("<lambda>")
-    network(lambda seed=_seed: drawn_sequences(seed))
-    NETWORKS[f"sequence_{_seed}"] = NETWORKS.pop("<lambda>")
+        network(partial(drawn_convolutions, _dims, _seed), f"conv{_dims}d_{_seed}")
+    network(partial(drawn_sequences, _seed), f"sequence_{_seed}")
 
 
 # --------------------------------------------------------------------------- where the samples are
@@ -239,7 +243,9 @@ def called_twice_with_different_shapes() -> Case:
     def forward(m: Fn, x: Tensor) -> Tensor:
         return m.fc(torch.tanh(m.a(x)).mean(1) + m.a(x[:, 0]) + m.norm(m.a(x[:, :2]))[:, 1])
 
-    return Fn(forward, a=nn.Linear(4, 4), norm=nn.LayerNorm(4), fc=nn.Linear(4, CLASSES)), torch.randn(3, 3, 4)
+    return Fn(forward, a=nn.Linear(4, 4), norm=nn.LayerNorm(4), fc=nn.Linear(4, CLASSES)), torch.randn(
+        3, 3, 4
+    )
 
 
 @network
