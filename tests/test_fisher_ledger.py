@@ -44,7 +44,8 @@ def test_a_request_is_answered_as_from_the_data(name: str, kind: str, tmp_path: 
             )
             assert held
             want = run(p, kind=kind, scope=scope, keep_classes=[*classes, *ignored])
-            exact(got, want.without(ignored))
+            # One pass sums a group's squares in float32 before float64, and these are other groups.
+            exact(got, want.without(ignored), rtol=1e-6)
 
 
 def test_whole_minus_forgotten_is_what_is_retained(mlp: Problem) -> None:
