@@ -119,5 +119,5 @@ def test_a_part_of_its_own() -> None:
 
 def test_a_part_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    with pytest.raises(RuntimeError, match="fisher_part count tiny .* failed with status 1"):
+    with pytest.raises(RuntimeError, match=r"fisher_part count tiny .* failed with status 1"):
         fisher._part("count", "tiny", 1, "cpu")
