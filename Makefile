@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead faults clean
+.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead bench-fisher faults clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,11 @@ $(VENV)/.sim: pyproject.toml | $(BIN)/python
 $(VENV)/.test: pyproject.toml | $(VENV)/.sim
 	@echo "Installing what the tests need ..."
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.sim
+	@echo "Installing the libraries that the Fisher benchmark compares with ..."
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, write a report (ARGS="--help" for more)
@@ -51,6 +56,9 @@ bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside l
 
 bench-overhead: $(VENV)/.sim  ## what recording costs a training run, on the simulation engine (table and JSON)
 	$(BIN)/python -m simulations.benchmarks.overhead $(ARGS)
+
+bench-fisher: $(VENV)/.bench  ## Fisher diagonals beside a backward pass, torch.func, BackPACK and Opacus (table and JSON)
+	$(BIN)/python -m simulations.benchmarks.fisher $(ARGS)
 
 faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
 	$(BIN)/python -m simulations.faults $(ARGS)
