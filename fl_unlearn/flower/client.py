@@ -24,8 +24,8 @@ from fl_unlearn.batches import sample
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher import fisher_diagonal
-from fl_unlearn.fisher_scope import find_head
 from fl_unlearn.fisher_ledger import FisherLedger
+from fl_unlearn.fisher_scope import find_head
 from fl_unlearn.flower import records
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
