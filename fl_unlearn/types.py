@@ -59,6 +59,10 @@ class FisherError(UnlearnError, ValueError):
     """A model or data for which the Fisher diagonal would be meaningless."""
 
 
+class EraseError(UnlearnError, ValueError):
+    """A layer or statistics for which a closed-form erasure would be meaningless."""
+
+
 class UpdateError(UnlearnError, ValueError):
     """An update that does not fit the model, or is not a well-formed update."""
 
