@@ -58,14 +58,14 @@ class Trace(TorchFunctionMode):
     """Sees every function that is called with a layer's output, or with what came of it alone.
 
     Attributes:
-        constants: Ids of the model's parameters and buffers.
+        constants: The model's parameters and buffers, and what is made of such alone, by id.
         calls: Names of layers, as they were called.
         heads: Layers whose output comes out of the model.
         norms: Layer to the running mean of a batch normalisation that reads its output as it is.
         reads: Layer to how many functions read its output as it is.
     """
 
-    constants: set[int]
+    constants: dict[int, Tensor]
     calls: list[str] = field(default_factory=list)
     heads: set[str] = field(default_factory=set)
     norms: dict[str, Tensor] = field(default_factory=dict)
@@ -103,6 +103,8 @@ class Trace(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         given, made = list(_tensors((args, kwargs or {}))), list(_tensors(out))
         carried = frozenset[str]().union(*(self._of(t) for t in given))
+        if all(map(self._constant, given)):
+            self.constants |= {id(t): t for t in made}
         if carried and made:
             name = getattr(func, "__name__", str(func))
             passed = frozenset(n for n in carried if self._passes(n, name, args, kwargs or {}, given))
@@ -171,7 +173,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def traced(model: nn.Module, layers: Mapping[str, nn.Module], x: Any) -> Trace:
     """Run the inputs ``x`` through the model and look at what reads the outputs of ``layers``."""
-    trace = Trace({id(t) for t in (*model.parameters(), *model.buffers())})
+    trace = Trace({id(t): t for t in (*model.parameters(), *model.buffers())})
     hooks = [watch(m, n, trace.called) for n, m in layers.items()]
     with evaluating(model, hooks), trace:
         out = model(x)
