@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from .erase import Erasure
 from .erase_trace import Trace, traced
 from .fisher import find_head
 from .layer_stats import LAYERS, MAX_WIDTH
-from .types import EraseError, FisherError
+from .types import EraseError, FisherError, Signature
+from .update import ErasedLayer
 
 AUTO = "auto"
 """The layer specification that stands for the last hidden layer."""
@@ -40,6 +42,23 @@ class Hidden:
     shift: str
     shift_is: Literal["bias", "running_mean"]
     width: int
+
+
+def folded(hidden: Hidden, erasure: Erasure, model: Signature) -> ErasedLayer:
+    """An erasure as a part of an update of models with this signature.
+
+    Raises:
+        EraseError: If the model lacks one of the layer's tensors, or it has another shape.
+    """
+    specs = [model.get(n) for n in (hidden.weight, hidden.shift)]
+    shapes = [s.shape if s is not None else None for s in specs]
+    weight, shift = specs
+    d = len(erasure.mean)
+    if weight is None or shift is None or weight.shape[:1] != (d,) or shift.shape != (d,):
+        raise EraseError(
+            f"an erasure of {d} outputs does not fit {hidden.weight!r} and {hidden.shift!r}, of shapes {shapes}"
+        )
+    return ErasedLayer(erasure, hidden.weight, hidden.shift, hidden.shift_is, weight, shift)
 
 
 def find_layers(model: nn.Module, x: Any, spec: str = AUTO, *, head: str | None = None) -> list[Hidden]:
