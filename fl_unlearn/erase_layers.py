@@ -56,7 +56,7 @@ def folded(hidden: Hidden, erasure: Erasure, model: Signature) -> ErasedLayer:
     d = len(erasure.mean)
     if weight is None or shift is None or weight.shape[:1] != (d,) or shift.shape != (d,):
         raise EraseError(
-            f"an erasure of {d} outputs does not fit {hidden.weight!r} and {hidden.shift!r}, of shapes {shapes}"
+            f"an erasure of {d} outputs does not fit {hidden.weight!r}, {hidden.shift!r} of shapes {shapes}"
         )
     return ErasedLayer(erasure, hidden.weight, hidden.shift, hidden.shift_is, weight, shift)
 
