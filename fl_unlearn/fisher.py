@@ -17,151 +17,17 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from .batches import buffers_kept, device_of, module_problem, to_device, unpack
+from .batches import buffers_kept, check_rows, device_of, module_problem, take_rows, to_device, unpack
 from .fisher_kernels import Computation
+from .fisher_sample import Thinning, count_rest
+from .fisher_sums import FisherSums as FisherSums
 from .types import FISHER_KINDS, REST, FisherError
-
-
-# --------------------------------------------------------------------------- sums that add
-@dataclass(eq=False)
-class FisherSums:
-    """Summed squared gradients by group, as one client's or several clients' data gave them.
-
-    Treat it as immutable: results share tensors.
-
-    Attributes:
-        kind: Kind of Fisher, one of `types.FISHER_KINDS`.
-        scope: The scope as it was asked for.
-        num_classes: Number of logits.
-        sums: Group (a class label, or `types.REST`) to parameter name to sum, shaped like the parameter.
-        counts: Group to number of samples (of mini-batches for kind "batch").
-    """
-
-    kind: str
-    scope: str
-    num_classes: int
-    sums: dict[int, dict[str, Tensor]]
-    counts: dict[int, int]
-
-    @property
-    def names(self) -> list[str]:
-        """The parameters' names; none when there is no group."""
-        return list(next(iter(self.sums.values()), {}))
-
-    def __add__(self, other: FisherSums) -> FisherSums:
-        if not isinstance(other, FisherSums):
-            return NotImplemented
-        for what in ("kind", "scope", "num_classes"):
-            mine, theirs = getattr(self, what), getattr(other, what)
-            if mine != theirs:
-                raise FisherError(f"Fishers of different {what} do not add: {mine!r} and {theirs!r}")
-        if self.sums and other.sums:
-            _check_alike(next(iter(self.sums.values())), next(iter(other.sums.values())), "the second Fisher")
-        both = replace(self, sums={}, counts={})
-        for g in sorted({*self.sums, *other.sums}):
-            a, b = self.sums.get(g), other.sums.get(g)
-            both.sums[g] = {n: t + b[n] for n, t in a.items()} if a and b else a or b or {}
-            both.counts[g] = self.counts.get(g, 0) + other.counts.get(g, 0)
-        return both
-
-    def __radd__(self, other: object) -> FisherSums:
-        return self if other == 0 else NotImplemented
-
-    def total(self, labels: Collection[int] | None = None) -> tuple[dict[str, Tensor], int]:
-        """Sum and count over the groups in ``labels``; None: all. A group that is absent has no samples."""
-        chosen = [g for g in self.sums if labels is None or g in labels]
-        shapes = next(iter(self.sums.values()), {})
-        out = {n: sum((self.sums[g][n] for g in chosen), torch.zeros_like(t)) for n, t in shapes.items()}
-        return out, sum(self.counts[g] for g in chosen)
-
-    def mean(self, labels: Collection[int] | None = None) -> dict[str, Tensor]:
-        """The diagonal Fisher over the groups in ``labels``: `total` by its count.
-
-        Raises:
-            FisherError: If they have no sample.
-        """
-        total, count = self.total(labels)
-        if count < 1:
-            raise FisherError(f"no samples in groups {sorted(self.sums if labels is None else labels)}")
-        return {n: t / count for n, t in total.items()}
-
-    def without(self, labels: Collection[int]) -> FisherSums:
-        """These sums less the groups in ``labels``."""
-        left = [g for g in self.sums if g not in labels]
-        return replace(self, sums={g: self.sums[g] for g in left}, counts={g: self.counts[g] for g in left})
-
-    def to(self, dtype: torch.dtype) -> FisherSums:
-        """These sums in another dtype."""
-        return replace(self, sums={g: {n: t.to(dtype) for n, t in s.items()} for g, s in self.sums.items()})
-
-    def validate(self) -> None:
-        """Check what came from elsewhere.
-
-        Raises:
-            FisherError: If kind, counts, names, shapes or values are not those of a Fisher.
-        """
-        if self.kind not in FISHER_KINDS:
-            raise FisherError(f"kind must be one of {', '.join(FISHER_KINDS)}; got {self.kind!r}")
-        if self.num_classes < 1 or self.sums.keys() != self.counts.keys():
-            raise FisherError(f"{self.num_classes} classes, sums of {list(self.sums)}, counts {self.counts}")
-        first = next(iter(self.sums.values()), {})
-        for g, sums in self.sums.items():
-            count = self.counts[g]
-            if not REST <= g < self.num_classes or count < 0:
-                raise FisherError(f"group {g} with count {count} among {self.num_classes} classes")
-            _check_alike(first, sums, f"group {g}")
-            for n, t in sums.items():
-                if not t.is_floating_point() or not bool(t.isfinite().all()) or bool((t < 0).any()):
-                    raise FisherError(f"'{n}' of group {g} must be finite floating-point sums, 0 or more")
-                if count == 0 and bool(t.any()):
-                    raise FisherError(f"'{n}' of group {g} is not zero although its count is 0")
-
-    def to_bytes(self) -> bytes:
-        """As one safetensors file, the same bytes for the same sums; the rest is JSON in its header."""
-        about: dict[str, Any] = {k: getattr(self, k) for k in ("kind", "scope", "num_classes", "names")}
-        about["counts"] = {str(g): c for g, c in self.counts.items()}
-        tensors = {f"{g}/{n}": t.detach().cpu() for g, s in self.sums.items() for n, t in s.items()}
-        # safetensors refuses shared memory, which tied parameters have; one key, for it shuffles several.
-        tensors = {k: t.clone(memory_format=torch.contiguous_format) for k, t in tensors.items()}
-        return safetensors.torch.save(tensors, {"fisher": json.dumps(about)})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> FisherSums:
-        """What `to_bytes` wrote. Values are not judged: call `validate` on what came from elsewhere.
-
-        Raises:
-            FisherError: If ``data`` is nothing that `to_bytes` writes.
-        """
-        try:
-            tensors = safetensors.torch.load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            about = json.loads(header["__metadata__"]["fisher"])
-            counts = {int(g): int(c) for g, c in about["counts"].items()}
-            sums = {g: {str(n): tensors.pop(f"{g}/{n}") for n in about["names"]} for g in counts}
-            fisher = cls(str(about["kind"]), str(about["scope"]), int(about["num_classes"]), sums, counts)
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
-            raise FisherError(f"{len(data)} bytes that are no Fisher sums: {type(e).__name__}: {e}") from e
-        if tensors:
-            raise FisherError(f"tensors of no group or name: {', '.join(list(tensors)[:4])}")
-        return fisher
-
-
-def _check_alike(a: dict[str, Tensor], b: dict[str, Tensor], what: str) -> None:
-    if a.keys() != b.keys():
-        raise FisherError(f"{what} has other parameters: {', '.join(sorted(a.keys() ^ b.keys())[:4])}")
-    for n, t in a.items():
-        if t.shape != b[n].shape:
-            raise FisherError(f"{what}: '{n}' is {list(b[n].shape)} where {list(t.shape)} was expected")
 
 
 # --------------------------------------------------------------------------- which parameters
@@ -262,6 +128,113 @@ def check_model(model: nn.Module, names: Sequence[str], also: Sequence[str] = ()
 
 
 # --------------------------------------------------------------------------- the diagonal
+class FisherCollector:
+    """Sums of squared gradients, filled in batch by batch while somebody else goes through the data.
+
+    Each `add` is the batch's forward pass too: it returns the logits, so that an evaluation which needs them
+    anyway gets the Fisher of a head at little more than its own cost. `fisher_diagonal` is a loop over it.
+
+    Args:
+        model: Called with a batch's inputs; returns logits of shape (N, C). In eval mode. Wrap the pass in
+            `batches.buffers_kept` where the model's forward changes its buffers.
+        kind: One of `types.FISHER_KINDS`; see the module's docstring.
+        scope: Which parameters; see `resolve_scope`.
+        head: Name of the module that gives the logits, where it is not the last ``nn.Linear``.
+        keep_classes: Classes with sums of their own, all others being pooled under `types.REST`; each of
+            these groups is in the result even when it has no sample. None: every class that occurs.
+        num_classes: C, if known; needed when there is no data and the model has no head.
+        device: Where the model is; batches are moved there. None: that of the model's first parameter.
+        chunk_size: Samples differentiated at once outside a head; None: about 256 MB of gradients.
+        thinning: Chooses the rows of `types.REST` that are used; None: all. The others do not go through
+            the model.
+
+    Raises:
+        FisherError: If the model or the arguments do not allow it, with the reasons.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        kind: str = "normalized",
+        scope: str = "head",
+        head: str | None = None,
+        keep_classes: Collection[int] | None = None,
+        num_classes: int | None = None,
+        device: torch.device | str | None = None,
+        chunk_size: int | None = None,
+        thinning: Thinning | None = None,
+    ) -> None:
+        self._keep = _check_arguments(kind, keep_classes, num_classes, chunk_size)
+        names, problems = _resolve(model, scope, head)
+        check_model(model, names, problems)
+        if thinning is not None and (self._keep is None or kind == "batch"):
+            raise FisherError("a thinned reference needs keep_classes, and a kind other than 'batch'")
+        self.kind, self.scope, self._classes, self._thinning = kind, scope, num_classes, thinning
+        self._where, self._batches, self._top = device_of(model, device), 0, -1
+        linear = any(isinstance(m, nn.Linear) for m in model.modules())
+        self._head = find_head(model, head) if linear or head is not None else None
+        strict = scope.strip() == "head"
+        self._computation = Computation(model, names, kind, self._head, strict, chunk_size)
+
+    def add(self, x: Any, y: Tensor) -> Tensor:
+        """Add one batch.
+
+        Args:
+            x: Inputs, as the model takes them.
+            y: Labels, int64, shape (N,).
+
+        Returns:
+            Logits (N, C) without a graph, on the model's device; with ``thinning``, of the rows used.
+
+        Raises:
+            FisherError: If the batch does not fit the model.
+        """
+        where, self._batches = f"batch {self._batches}", self._batches + 1
+        x, y = to_device(x, self._where), y.to(self._where)
+        groups = y if self._keep is None else torch.where(torch.isin(y, self._keep.to(y.device)), y, REST)
+        if self._thinning is not None and len(y):
+            self._top = max(self._top, int(y.max()))
+            rows = self._thinning.rows(groups)
+            if len(rows) < len(y):
+                check_rows(x, len(y), where)
+                x, y, groups = take_rows(x, rows), y[rows], groups[rows]
+        if not len(y):
+            return torch.zeros(0, self._classes or 0, device=self._where)
+        z = self._computation.add(x, y, groups, self._classes, where)
+        self._classes = z.shape[1]
+        return z
+
+    def result(self, dtype: torch.dtype = torch.float64) -> FisherSums:
+        """The sums so far, on the CPU; they are formed in float64.
+
+        Raises:
+            FisherError: If there were no data and the number of classes is not known, or if ``keep_classes``
+                or a label is not below it.
+        """
+        classes, sums = self._classes, self._computation.sums
+        if classes is None:
+            if self._head is None:
+                raise FisherError("the loader is empty and the model has no head; give num_classes")
+            classes = self._head[1].out_features
+        if self._top >= classes:
+            raise FisherError(f"label {self._top}, but the model has {classes} classes, 0 to C - 1")
+        for group in () if self._keep is None else (*self._keep.tolist(), REST):
+            if group >= classes:
+                raise FisherError(
+                    f"keep_classes names class {group}, but there are {classes} classes, from 0 up"
+                )
+            sums.of(group)
+        counts = dict(sorted(sums.counts.items()))
+        if self._thinning is None:
+            return FisherSums(self.kind, self.scope, classes, sums.result(dtype), counts)
+        out = FisherSums(self.kind, self.scope, classes, sums.result(torch.float64), counts)
+        scale = self._thinning.scale()
+        out.sums[REST] = {n: t * scale for n, t in out.sums[REST].items()}
+        out.counts[REST] = self._thinning.seen if scale else 0
+        return out.to(dtype)
+
+
 def fisher_diagonal(
     model: nn.Module,
     loader: Iterable[Any],
@@ -274,6 +247,8 @@ def fisher_diagonal(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
     chunk_size: int | None = None,
+    reference_share: float | int | None = None,
+    seed: int = 0,
 ) -> FisherSums:
     """Sums of squared gradients over a data set, per class. The model is left as it was.
 
@@ -282,17 +257,19 @@ def fisher_diagonal(
     accumulator per class kept apart, not with the data.
 
     Args:
-        model: Called with a batch's inputs; returns logits of shape (N, C). In eval mode.
+        model: See `FisherCollector`, as for all that is not said here.
         loader: Batches as `batches.unpack` takes them; empty ones are skipped.
         kind: One of `types.FISHER_KINDS`; see the module's docstring.
         scope: Which parameters; see `resolve_scope`.
         head: Name of the module that gives the logits, where it is not the last ``nn.Linear``.
-        keep_classes: Classes with sums of their own, all others being pooled under `types.REST`; each of
-            these groups is in the result even when it has no sample. None: every class that occurs.
+        keep_classes: Classes with sums of their own, all others being pooled under `types.REST`.
         num_classes: C, if known; needed when the loader is empty and the model has no head.
-        device: Where the model is; batches are moved there. None: that of the model's first parameter.
+        device: Where the model is; batches are moved there.
         dtype: Of the result; sums are formed in float64.
         chunk_size: Samples differentiated at once outside a head; None: about 256 MB of gradients.
+        reference_share: Estimate the sums of `types.REST` from a random part of its rows: a share (float) or
+            a number (int) of them, for which the loader is gone through twice; see `fisher_sample.Thinning`.
+        seed: Of the draws for ``reference_share``.
 
     Returns:
         The sums, on the CPU. For "normalized" a sample with a single class has no gradient, and counts.
@@ -300,45 +277,42 @@ def fisher_diagonal(
     Raises:
         FisherError: If the model, the arguments or the data do not allow it, with the reasons.
     """
-    keep = _check_arguments(kind, dtype, keep_classes, num_classes, chunk_size)
-    names, problems = _resolve(model, scope, head)
-    check_model(model, names, problems)
-    where = device_of(model, device)
-    linear = any(isinstance(m, nn.Linear) for m in model.modules())
-    found = find_head(model, head) if linear or head is not None else None
-    computation = Computation(model, names, kind, found, scope.strip() == "head", chunk_size)
-    classes = num_classes
+    if not dtype.is_floating_point:
+        raise FisherError(f"dtype must be a floating-point one, got {dtype}")
+    fisher = FisherCollector(
+        model,
+        kind=kind,
+        scope=scope,
+        head=head,
+        keep_classes=keep_classes,
+        num_classes=num_classes,
+        device=device,
+        chunk_size=chunk_size,
+        thinning=_thinning(
+            loader, _check_arguments(kind, keep_classes, num_classes, chunk_size), reference_share, seed
+        ),
+    )
     with buffers_kept(model):
-        for i, batch in enumerate(loader):
-            x, y = unpack(batch)
-            if len(y) == 0:
-                continue
-            x, y = to_device(x, where), y.to(where)
-            groups = y if keep is None else torch.where(torch.isin(y, keep.to(where)), y, REST)
-            classes = computation.add(x, y, groups, classes, f"batch {i}").shape[1]
-    if classes is None:
-        if found is None:
-            raise FisherError("the loader is empty and the model has no head; give num_classes")
-        classes = found[1].out_features
-    for group in () if keep is None else (*keep.tolist(), REST):
-        if group >= classes:
-            raise FisherError(f"keep_classes names class {group}, but there are {classes} classes, from 0 up")
-        computation.sums.of(group)
-    sums = computation.sums
-    return FisherSums(kind, scope, classes, sums.result(dtype), dict(sorted(sums.counts.items())))
+        for batch in loader:
+            fisher.add(*unpack(batch))
+    return fisher.result(dtype)
+
+
+def _thinning(
+    loader: Iterable[Any], apart: Tensor | None, share: float | int | None, seed: int
+) -> Thinning | None:
+    if share is None:
+        return None
+    if apart is None:
+        raise FisherError("reference_share needs keep_classes: without it there is no reference")
+    return Thinning(share, seed, count_rest(loader, apart) if isinstance(share, int) else None)
 
 
 def _check_arguments(
-    kind: str,
-    dtype: torch.dtype,
-    keep: Collection[int] | None,
-    num_classes: int | None,
-    chunk_size: int | None,
+    kind: str, keep: Collection[int] | None, num_classes: int | None, chunk_size: int | None
 ) -> Tensor | None:
     if kind not in FISHER_KINDS:
         raise FisherError(f"kind must be one of {', '.join(FISHER_KINDS)}; got {kind!r}")
-    if not dtype.is_floating_point:
-        raise FisherError(f"dtype must be a floating-point one, got {dtype}")
     for name, value in (("num_classes", num_classes), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise FisherError(f"{name} must be at least 1, got {value!r}")
