@@ -26,7 +26,11 @@ from .types import EraseError
 CUTOFF = 1e-6
 """Directions in which the output varies less than this share of the largest variance are left alone."""
 
-_FAINT = 1e-6  # multiple correlation with a class below which there is nothing to erase
+_FAINT = 1e-3  # multiple correlation with a class below which there is but rounding left to erase
+
+
+class NothingToEraseError(EraseError):
+    """The output does not vary with the classes, or was erased before."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +106,8 @@ def erasure(
         The map; its rank k is at most the number of classes.
 
     Raises:
-        EraseError: If there is nothing to erase, or nothing to keep.
+        NothingToEraseError: If the output does not vary with the classes.
+        EraseError: If the strength is out of range, or no class has observations, or a class has all.
     """
     if not (math.isfinite(strength) and 0 < strength <= 1):
         raise EraseError(f"the strength of an erasure lies above 0, at most 1; got {strength!r}")
@@ -124,7 +129,7 @@ def erasure(
     basis, lengths, _ = torch.linalg.svd(whitened, full_matrices=False)
     basis = basis[:, lengths > _FAINT]
     if not basis.shape[1]:
-        raise EraseError(f"nothing to erase: the layer's output does not vary with the classes {held}")
+        raise NothingToEraseError(f"nothing to erase: the output does not vary with the classes {held}")
     made = Erasure(
         (vectors @ (roots[:, None] * basis)).cpu(),
         (vectors @ (basis / roots[:, None])).cpu(),

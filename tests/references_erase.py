@@ -60,22 +60,26 @@ def class_covariance(rows: torch.Tensor, labels: torch.Tensor, classes: Sequence
     return (rows - rows.mean(0)).T @ (indicator - indicator.mean(0)) / len(rows)
 
 
-def power(matrix: torch.Tensor, exponent: float) -> torch.Tensor:
-    """A power of a symmetric matrix of full rank."""
+def power(matrix: torch.Tensor, exponent: float, cutoff: float) -> torch.Tensor:
+    """A power of a symmetric matrix; 0 where it has less than a share of its largest extent."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors @ torch.diag(values**exponent) @ vectors.T
+    powers = torch.where(values > cutoff * values[-1], values.clamp(min=1e-300) ** exponent, 0.0)
+    return vectors @ torch.diag(powers) @ vectors.T
 
 
 def dense_map(
-    rows: torch.Tensor, labels: torch.Tensor, classes: Sequence[int], strength: float = 1.0
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[int],
+    strength: float = 1.0,
+    cutoff: float = 1e-9,
 ) -> torch.Tensor:
     """T = I - s Sigma^(1/2) P Sigma^(-1/2), P projecting onto the whitened class covariances."""
     sigma = covariance(rows)
-    whitened = power(sigma, -0.5) @ class_covariance(rows, labels, classes)
+    root, inverse = power(sigma, 0.5, cutoff), power(sigma, -0.5, cutoff)
+    whitened = inverse @ class_covariance(rows, labels, classes)
     projection = whitened @ torch.linalg.pinv(whitened)
-    return torch.eye(len(sigma), dtype=torch.float64) - strength * power(sigma, 0.5) @ projection @ power(
-        sigma, -0.5
-    )
+    return torch.eye(len(sigma), dtype=torch.float64) - strength * root @ projection @ inverse
 
 
 def probe_gain(rows: torch.Tensor, labels: torch.Tensor, label: int) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.erase import erasure
+from fl_unlearn.erase import NothingToEraseError, erasure
 from fl_unlearn.erase_layers import folded
 from fl_unlearn.flower import evidence
 from fl_unlearn.flower.panel import Panel
@@ -27,7 +27,7 @@ def erased(state: StateDict, erasures: Mapping[str, ErasedLayer]) -> dict[str, t
 
 
 def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor]) -> dict[str, ErasedLayer]:
-    """What is to be erased in which layer, in the order of a forward pass.
+    """What is to be erased in which layer, in the order of a forward pass; layers with nothing are left out.
 
     Each layer's statistics are taken with the layers before it erased already. Nothing is changed.
 
@@ -39,7 +39,7 @@ def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor])
     Raises:
         RequestError: As `evidence.holders`.
         NotEnoughAnswersError: If too few answers are usable, or a named client did not answer.
-        EraseError: If the clients' model has no layer to erase in, or there is nothing to erase.
+        EraseError: If the clients' model has no layer to erase in.
     """
     request, settings = panel.request, panel.settings
     found: dict[str, ErasedLayer] = {}
@@ -56,11 +56,15 @@ def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor])
         parts = _added(answers)
         if earlier:
             parts += _added(panel.ask_statistics([erased(s, found) for s in earlier], position))
-        made = erasure(pool(parts), request.classes, strength=settings.erase_strength)
         at = hidden[position]
+        position += 1
+        try:
+            made = erasure(pool(parts), request.classes, strength=settings.erase_strength)
+        except NothingToEraseError as e:  # the same request before, say
+            log.warning("%r is left as it is: %s", at.layer, e)
+            continue
         found[at.layer] = folded(at, made, signature_of(state))
         log.info("erasing %d directions of the %d outputs of %r", made.a.shape[1], at.width, at.layer)
-        position += 1
     return found
 
 
