@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import federation as fed
+import hypothesis
 import numpy as np
 import pytest
+from cases_records import ARRAYS, VALUE
 from federation_checks import THREE, unchanged
 from federation_erase import all_data, deep, expected_erasure
-from flwr.app import Array, Context, RecordDict
+from flwr.app import Array, ConfigRecord, Context, RecordDict
 from flwr.clientapp import ClientApp
+from hypothesis import given
+from hypothesis import strategies as st
 from test_flower_bad_input import change_head, spoiling
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
@@ -128,6 +132,34 @@ def test_lies_are_told_from_answers(how: str) -> None:
     spoil(content)
     with pytest.raises(AnswerError, match=match):
         read(content)
+
+
+KEYS = ["layers", "weights", "shifts", "roles", "labels", "counts", "client", "protocol"]
+NAMES = st.sampled_from(["0/second", "1/sum/3", "0/sum/-1", "2/second", "0/", ""])
+
+
+@given(
+    head=st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=2),
+    arrays=st.dictionaries(NAMES, st.none() | ARRAYS, max_size=2),
+)
+@hypothesis.settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+def test_wild_answers(head: dict[str, Any], arrays: dict[str, Array | None]) -> None:
+    content = answer()
+    content[records.HEAD] = ConfigRecord({**content.config_records[records.HEAD], **head})
+    record = content.array_records[statistics.ARRAYS]
+    for name, array in arrays.items():
+        if array is None:
+            record.pop(name, None)
+        else:
+            record[name] = array
+    try:
+        got = read(content)
+    except AnswerError:
+        return
+    for sums in got.sums:
+        sums.validate()
+    assert len(got.sums) in (0, 2)
 
 
 E2E = {

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from cases_records import JSON, SPEC
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
@@ -244,6 +247,23 @@ def test_malformed_erasures_are_refused(spoil: Callable[..., Any]) -> None:
     DampeningUpdate.from_tensors(update.header(), update.to_tensors())
     with pytest.raises(UpdateError):
         DampeningUpdate.from_tensors(*spoil(update.header(), update.to_tensors()))
+
+
+FIELDS = ["weight", "weight_spec", "shift", "shift_is", "shift_spec", "strength"]
+
+
+@given(values=st.dictionaries(st.sampled_from(FIELDS), JSON | SPEC, min_size=1, max_size=2) | JSON)
+@settings(max_examples=200, deadline=None)
+def test_wild_erasures(values: Any) -> None:
+    *_, update = case("linear")
+    plain = json.loads(update.header())
+    layer = plain["erasures"]["0"]
+    plain["erasures"] = {"0": {**layer, **values}} if isinstance(values, dict) else values
+    try:
+        got = DampeningUpdate.from_tensors(json.dumps(plain), update.to_tensors())
+    except UpdateError:
+        return
+    assert len(got.digest) == 64
 
 
 def test_two_erasures_of_one_tensor_are_refused() -> None:

@@ -109,9 +109,11 @@ def _layers(record: ConfigRecord, model: Signature) -> list[Hidden]:
         if weight not in model or shift not in model or role not in ("bias", "running_mean"):
             raise AnswerError(f"the layer {layer[:50]!r} has tensors or a role that the model does not know")
         own, constant = model[weight], model[shift]
-        floats = all(SIGNATURE_DTYPES[s.dtype].is_floating_point for s in (own, constant))
+        dtypes = [SIGNATURE_DTYPES.get(s.dtype, torch.int64) for s in (own, constant)]
         width = own.shape[0] if len(own.shape) > 1 else 0
-        if not (0 < width <= MAX_WIDTH and constant.shape == (width,) and floats):
+        if not (
+            0 < width <= MAX_WIDTH and constant.shape == (width,) and all(t.is_floating_point for t in dtypes)
+        ):
             raise AnswerError(
                 f"{weight!r} is {list(own.shape)} and {shift!r} {list(constant.shape)}: no floating-point "
                 f"tensors of one layer, at most {MAX_WIDTH} wide"
