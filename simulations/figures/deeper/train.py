@@ -119,9 +119,8 @@ def fedavg_round(
 
 
 def client_loaders(setting: Setting, seed: int) -> list[task.Loader]:
-    """One shuffling loader per client; the clients own equal random shares of the pictures."""
+    """One shuffling loader per client."""
     pictures = setting.load().train
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(pictures.labels)))
     return [
         DataLoader(
             TensorDataset(pictures.images[own], pictures.labels[own]),
@@ -129,8 +128,14 @@ def client_loaders(setting: Setting, seed: int) -> list[task.Loader]:
             shuffle=True,
             generator=torch.Generator(),
         )
-        for own in torch.tensor_split(order, setting.clients)
+        for own in client_shares(setting, seed)
     ]
+
+
+def client_shares(setting: Setting, seed: int) -> tuple[torch.Tensor, ...]:
+    """Indices of each client's training pictures: equal random shares."""
+    order = np.random.default_rng(seed).permutation(len(setting.load().train.labels))
+    return torch.tensor_split(torch.from_numpy(order), setting.clients)
 
 
 def train_all(setting: Setting, out: Path, labels: Iterable[int], seeds: Iterable[int] = (0,)) -> None:
