@@ -7,8 +7,8 @@ one core), and once more without each class. Then, for every class and variant, 
     probe                 accuracy on the forgotten class of a linear classifier of all classes, fitted to the
                           input of the head on a quarter of the training pictures
     relearn n             accuracy on the forgotten class after n steps of SGD (lr 0.05, momentum 0.9, batch
-                          32) on 67 training pictures of every class, mean of two orders; a head's row that
-                          was removed is added anew as zeros
+                          32) on 67 training pictures of every class, mean of two orders; from the head as it
+                          is (a row that was removed is added anew) and from zeros in the class's row
     membership            attacks by loss and by entropy: training against test pictures of the class
     checkpoints           the same update, made from the final model, on the global model of every round
 

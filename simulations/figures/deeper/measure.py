@@ -15,7 +15,7 @@ from simulations.quickstart.fl_unlearn_quickstart.data import Pictures
 from .bench import Bench, first_of_each_class, in_batches, pick
 from .fiun import Operation
 from .train import State
-from .variants import VARIANTS, reopened
+from .variants import VARIANTS, is_masked, with_row
 
 RETRAINED = "retrained"
 PROBE_SHARE = 4  # a probe is fitted to every fourth training picture
@@ -104,20 +104,25 @@ class Measures:
         return self._probes[key]
 
     def relearning(self, state: State, label: int) -> Values:
-        """Accuracy on the class after a few steps of training on a small balanced set."""
+        """Accuracy on the class after a few steps of training on a small balanced set.
+
+        Once from the head as it is, and once from zeros in the class's row: a row that was pushed down, as
+        retraining without the class does, takes steps to recover from whatever the features are.
+        """
+        fresh = with_row(state, label, 0.0)
+        starts = {"relearn": fresh if is_masked(state, label) else state, "relearn from a fresh row": fresh}
         test = in_batches(self._test_pictures(label))
-        curves = [
-            relearning_curve(
-                self.bench.model(reopened(state)),
-                self._mix,
-                test,
-                lr=RELEARN_LR,
-                batch=RELEARN_BATCH,
-                seed=seed,
-            )
-            for seed in RELEARN_SEEDS
-        ]
-        return {f"relearn {n}": fmean(_accuracy(curve[n], label) for curve in curves) for n in STEPS}
+        out: Values = {}
+        for name, start in starts.items():
+            curves = [
+                relearning_curve(
+                    self.bench.model(start), self._mix, test, lr=RELEARN_LR, batch=RELEARN_BATCH, seed=seed
+                )
+                for seed in RELEARN_SEEDS
+            ]
+            for n in STEPS:
+                out[f"{name} {n}"] = fmean(_accuracy(curve[n], label) for curve in curves)
+        return out
 
     def membership(self, state: State, label: int) -> Values:
         """Attacks on the class: its training pictures against its test pictures."""

@@ -15,6 +15,7 @@ Results = Mapping[str, Mapping[int, Values]]
 """Variant to class to metric to value."""
 
 RELEARN = tuple(f"relearn {n}" for n in STEPS)
+FRESH = tuple(f"relearn from a fresh row {n}" for n in STEPS)
 SHOWN = {
     "forgotten": "forgotten",
     "retained drop": "retained drop",
@@ -22,6 +23,8 @@ SHOWN = {
     "probe over retrained": "probe minus retrained's",
     **{name: name for name in RELEARN},
     "relearn over retrained": "relearn minus retrained's, most",
+    **{name: name.removeprefix("relearn from a ") for name in FRESH},
+    "fresh over retrained": "fresh row minus retrained's, most",
     "membership by loss: AUC": "loss attack AUC",
     "membership by entropy: AUC": "entropy attack AUC",
     "checkpoints: forgotten max": "checkpoints: forgotten, max",
@@ -49,9 +52,9 @@ def compared(results: Results) -> dict[str, dict[int, Values]]:
             out[name][label] = dict(values)
             yardstick = results.get(RETRAINED, {}).get(label)
             if yardstick is not None:
-                over = max(values[n] - yardstick[n] for n in RELEARN)
-                out[name][label]["probe over retrained"] = values["probe"] - yardstick["probe"]
-                out[name][label]["relearn over retrained"] = over
+                for what, metrics in (("probe", ("probe",)), ("relearn", RELEARN), ("fresh", FRESH)):
+                    over = max(values[n] - yardstick[n] for n in metrics)
+                    out[name][label][f"{what} over retrained"] = over
     return out
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from .bench import Bench
 from .fiun import Operation, fiun
 from .train import State
@@ -43,12 +41,7 @@ def original(bench: Bench, label: int) -> Operation:
 def mask(bench: Bench, label: int) -> Operation:
     """The class's row of the head is removed: no data, no Fisher."""
 
-    def apply(state: State) -> State:
-        weight, bias = state["head.weight"].clone(), state["head.bias"].clone()
-        weight[label], bias[label] = 0.0, MASKED
-        return {**state, "head.weight": weight, "head.bias": bias}
-
-    return Operation(apply)
+    return Operation(lambda state: with_row(state, label, MASKED))
 
 
 @variant("FIUn: head")
@@ -69,7 +62,13 @@ def all_layers(bench: Bench, label: int) -> Operation:
     return fiun(bench, label, "all")
 
 
-def reopened(state: State) -> State:
-    """``state`` with removed rows of the head added anew, as all zeros: where relearning has to start."""
-    removed = (state["head.weight"] == 0).all(1) & (state["head.bias"] == MASKED)
-    return {**state, "head.bias": torch.where(removed, 0.0, state["head.bias"])}
+def with_row(state: State, label: int, bias: float) -> State:
+    """``state`` with zeros for the class's weights in the head, and this bias."""
+    weight, biases = state["head.weight"].clone(), state["head.bias"].clone()
+    weight[label], biases[label] = 0.0, bias
+    return {**state, "head.weight": weight, "head.bias": biases}
+
+
+def is_masked(state: State, label: int) -> bool:
+    """Whether the class's row was removed: there is nothing to learn from until it is added anew."""
+    return float(state["head.bias"][label]) == MASKED
