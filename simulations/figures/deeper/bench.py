@@ -19,7 +19,7 @@ from .train import Setting, State, client_shares, original_path, retrained_path
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-BATCH = 500
+BATCH = 100
 CONVOLUTIONS = "features."
 KEPT = 32  # outputs of convolutions in memory: 80 MB each for CIFAR-10's test set
 

@@ -19,6 +19,9 @@ from simulations.quickstart.fl_unlearn_quickstart.data import Pictures
 from .bench import Bench, in_batches
 from .train import State
 
+SCORED = 100
+"""Samples of either kind on which each client scores the candidates: a third of the product's default."""
+
 log = logging.getLogger("fl_unlearn.simulations")
 
 
@@ -44,7 +47,7 @@ def fiun(bench: Bench, label: int, scope: str, first: Operation | None = None) -
         scope: Which parameters, as for `fisher.fisher_diagonal`.
         first: What every model goes through before the update is made, scored and applied.
     """
-    settings = UnlearnSettings(fisher_scope=scope)
+    settings = UnlearnSettings(fisher_scope=scope, calibration_samples=SCORED)
     before = first or Operation(lambda state: dict(state))
     final = before.apply(bench.final)
     sums = client_fishers(bench, final if first else bench.final, scope)

@@ -110,10 +110,10 @@ class Measures:
         retraining without the class does, takes steps to recover from whatever the features are.
         """
         fresh = with_row(state, label, 0.0)
-        starts = {"relearn": fresh if is_masked(state, label) else state, "relearn from a fresh row": fresh}
+        own = {} if is_masked(state, label) else {"relearn": state}
         test = in_batches(self._test_pictures(label))
         out: Values = {}
-        for name, start in starts.items():
+        for name, start in {**own, "relearn from a fresh row": fresh}.items():
             curves = [
                 relearning_curve(
                     self.bench.model(start), self._mix, test, lr=RELEARN_LR, batch=RELEARN_BATCH, seed=seed
@@ -122,7 +122,9 @@ class Measures:
             ]
             for n in STEPS:
                 out[f"{name} {n}"] = fmean(_accuracy(curve[n], label) for curve in curves)
-        return out
+        return (
+            out if own else {**out, **{f"relearn {n}": out[f"relearn from a fresh row {n}"] for n in STEPS}}
+        )
 
     def membership(self, state: State, label: int) -> Values:
         """Attacks on the class: its training pictures against its test pictures."""

@@ -16,22 +16,28 @@ Results = Mapping[str, Mapping[int, Values]]
 
 RELEARN = tuple(f"relearn {n}" for n in STEPS)
 FRESH = tuple(f"relearn from a fresh row {n}" for n in STEPS)
-SHOWN = {
-    "forgotten": "forgotten",
-    "retained drop": "retained drop",
-    "probe": "probe",
-    "probe over retrained": "probe minus retrained's",
-    **{name: name for name in RELEARN},
-    "relearn over retrained": "relearn minus retrained's, most",
-    **{name: name.removeprefix("relearn from a ") for name in FRESH},
-    "fresh over retrained": "fresh row minus retrained's, most",
-    "membership by loss: AUC": "loss attack AUC",
-    "membership by entropy: AUC": "entropy attack AUC",
-    "checkpoints: forgotten max": "checkpoints: forgotten, max",
-    "checkpoints: drop mean": "drop, mean",
-    "checkpoints: drop worst": "drop, worst",
+TABLES = {
+    "Final model and checkpoints": {
+        "forgotten": "forgotten",
+        "retained drop": "retained drop",
+        "checkpoints: forgotten max": "checkpoints: forgotten, max",
+        "checkpoints: drop mean": "drop, mean",
+        "checkpoints: drop worst": "drop, worst",
+    },
+    "What attacks find": {
+        "probe": "probe",
+        "probe over retrained": "minus retrained's",
+        "membership by loss: AUC": "membership: AUC by loss",
+        "membership by entropy: AUC": "by entropy",
+    },
+    "Relearning": {
+        **{name: f"after {n}" for name, n in zip(RELEARN, STEPS, strict=True)},
+        "relearn over retrained": "minus retrained's, most",
+        **{name: f"fresh row: after {n}" for name, n in zip(FRESH, STEPS, strict=True)},
+        "fresh over retrained": "minus retrained's, most",
+    },
 }
-"""Metric to heading. In all of them more is worse."""
+"""Title to metric to heading. In all of them more is worse."""
 
 PER_CLASS = (
     "forgotten",
@@ -69,19 +75,17 @@ def write_csv(results: Results, path: Path) -> None:
 
 
 def markdown(results: Results) -> str:
-    """One table over all classes, mean / worst, and one per metric by class."""
+    """Tables over all classes, mean / worst, and one per metric by class."""
     full = compared(results)
-    lines = ["Mean / worst over the classes; accuracies in %, drops and differences in points.", ""]
-    lines += _table(["variant", *SHOWN.values()], [[n, *_summary(full[n])] for n in full])
+    lines = ["Mean / worst over the classes; accuracies in %, drops and differences in points."]
+    for title, metrics in TABLES.items():
+        rows = [[n, *(_cell(m, list(full[n].values())) for m in metrics)] for n in full]
+        lines += ["", title, "", *_table(["variant", *metrics.values()], rows)]
     labels = sorted({label for by_class in full.values() for label in by_class})
     for metric in PER_CLASS:
         rows = [[n, *(_cell(metric, [full[n][c]] if c in full[n] else []) for c in labels)] for n in full]
-        lines += ["", f"{SHOWN[metric]}, by class", "", *_table(["variant", *map(str, labels)], rows)]
+        lines += ["", f"By class: {metric}", "", *_table(["variant", *map(str, labels)], rows)]
     return "\n".join(lines) + "\n"
-
-
-def _summary(by_class: Mapping[int, Values]) -> list[str]:
-    return [_cell(metric, list(by_class.values())) for metric in SHOWN]
 
 
 def _cell(metric: str, rows: Sequence[Values]) -> str:

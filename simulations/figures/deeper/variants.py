@@ -40,7 +40,6 @@ def original(bench: Bench, label: int) -> Operation:
 @variant("mask the logit")
 def mask(bench: Bench, label: int) -> Operation:
     """The class's row of the head is removed: no data, no Fisher."""
-
     return Operation(lambda state: with_row(state, label, MASKED))
 
 
