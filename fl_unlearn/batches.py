@@ -76,6 +76,18 @@ def map_tensors(fn: Callable[[Tensor], Tensor], x: Any) -> Any:
     return x
 
 
+def tensors_in(x: Any) -> Iterator[Tensor]:
+    """Every tensor in ``x``, in order; looks into tuples, lists and mappings."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, Mapping):
+        for v in x.values():
+            yield from tensors_in(v)
+    elif isinstance(x, tuple | list):
+        for v in x:
+            yield from tensors_in(v)
+
+
 def to_device(x: Any, device: torch.device | str) -> Any:
     """``x`` with every tensor in it on ``device``; looks into tuples, lists and mappings."""
     return map_tensors(lambda t: t.to(device), x)
@@ -92,14 +104,7 @@ def check_rows(x: Any, n: int, where: str) -> None:
     Raises:
         FisherError: If one has not.
     """
-    shapes: list[list[int]] = []
-
-    def note(t: Tensor) -> Tensor:
-        shapes.append(list(t.shape))
-        return t
-
-    map_tensors(note, x)
-    bad = [s for s in shapes if s[:1] != [n]]
+    bad = [list(t.shape) for t in tensors_in(x) if t.shape[:1] != (n,)]
     if bad:
         raise FisherError(
             f"{where}: inputs need one row a sample, {n}, as first dimension; got shape {bad[0]}"
@@ -128,7 +133,16 @@ def logits_of(model: nn.Module, x: Any) -> Tensor:
         FisherError: If it is no tensor.
     """
     with torch.no_grad():
-        z = model(x)
+        return answer_of(model, x)
+
+
+def answer_of(model: nn.Module, x: Any) -> Tensor:
+    """What the model returns for the inputs ``x``.
+
+    Raises:
+        FisherError: If it is no tensor.
+    """
+    z = model(x)
     if not isinstance(z, Tensor):
         raise FisherError(f"the model must return its logits as a tensor, got {type(z).__name__}; wrap it so")
     return z

@@ -248,8 +248,12 @@ class RemoteFiles:
             raise StoreError(f"cannot {verb} {what} at {self.address}: {type(e).__name__}: {e}") from e
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, *data: Bytes) -> None:
     """Write a local file so that after a crash it is either absent (or the old one), or whole.
+
+    Args:
+        path: Where; its folder must be there.
+        data: Its content, in one or more parts.
 
     Raises:
         StoreFullError: If the disk is full; nothing is left behind.
@@ -258,7 +262,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     files = LocalFiles(path.parent)
     with disk_errors(path):
         os.stat(path.parent)  # a folder that is not there is a mistake here, not one to be made
-    files.write(path.name + PARTIAL, [data])
+    files.write(path.name + PARTIAL, data)
     try:
         files.replace(path.name + PARTIAL, path.name)
         files.sync()

@@ -1,17 +1,19 @@
 """Requests, settings, results, protocols and errors that every other module speaks.
 
-Nothing here computes; this module imports no other module of the package.
+Nothing here computes; of the package, this module imports only `scores`, which it passes on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from operator import index
 from typing import Any, Literal, get_args
 
 import torch
+
+from .scores import ClassScores as ClassScores
 
 StateDict = Mapping[str, torch.Tensor]
 """A model's named tensors, as ``nn.Module.state_dict()`` gives them."""
@@ -205,6 +207,8 @@ class UnlearnSettings:
         fisher_scope: ``"head"``, ``"all"``, or comma-separated parameter names or glob patterns.
         head: Name of the head module when it cannot be found automatically.
         merge_rule: MFIM rule (`merge.RULES`).
+        reference_share: Part of each client's retained samples that its reference Fisher is estimated from:
+            a share above 0 and up to 1.0, or a number of samples from 2 up; None: all of them.
         threshold: The t of FIUn, or None to choose among ``candidates`` by calibration ("auto").
         candidates: Thresholds scored when ``threshold`` is None; each > 0.
         dampenings: Values of lambda, each > 0, largest first. A fixed threshold goes with the first; "auto"
@@ -231,6 +235,7 @@ class UnlearnSettings:
     fisher_scope: str = "head"
     head: str | None = None
     merge_rule: str = "max"
+    reference_share: float | int | None = None
     threshold: float | None = None
     candidates: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)
     dampenings: tuple[float, ...] = (1.0, 0.1, 0.01)
@@ -250,6 +255,12 @@ class UnlearnSettings:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
         _one_of("reference", self.reference, REFERENCE_MODES)
         _one_of("executor", self.executor, EXECUTORS)
+        if (problem := share_problem(self.reference_share)) is not None:
+            raise SettingsError(problem)
+        if self.reference_share is not None and self.fisher_kind == "batch":
+            raise SettingsError(
+                "reference_share draws samples, and fisher_kind 'batch' sums mini-batches: omit it"
+            )
         if not self.fisher_scope.strip():
             raise SettingsError("fisher_scope is empty; use 'head', 'all' or names such as 'fc1.*,fc2.*'")
         if not self.candidates:
@@ -294,54 +305,16 @@ class UnlearnSettings:
         return plain | {"timeout": self.timeout if math.isfinite(self.timeout) else None}
 
 
+def share_problem(share: float | int | None) -> str | None:
+    """Why ``share`` is no ``reference_share`` (see `UnlearnSettings`), or None."""
+    if isinstance(share, float):
+        sound = 0 < share <= 1
+    else:
+        sound = share is None or (isinstance(share, int) and share > 1)
+    wanted = "a share above 0 and up to 1.0, or a number of samples from 2 up"
+    return None if sound else f"reference_share must be {wanted}; got {share!r}"
+
+
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise SettingsError(f"{name} must be one of {', '.join(known)}; got {value!r}")
-
-
-# --------------------------------------------------------------------------- scores and results
-@dataclass
-class ClassScores:
-    """What one model gets right, class by class; sums, so that clients' scores add.
-
-    Attributes:
-        correct: Label to number of samples classified correctly.
-        total: Label to number of samples.
-        loss: Label to summed cross-entropy, in nats.
-    """
-
-    correct: dict[int, int] = field(default_factory=dict)
-    total: dict[int, int] = field(default_factory=dict)
-    loss: dict[int, float] = field(default_factory=dict)
-
-    def __add__(self, other: ClassScores) -> ClassScores:
-        labels = sorted(set(self.total) | set(other.total))
-        return ClassScores(
-            {c: self.correct.get(c, 0) + other.correct.get(c, 0) for c in labels},
-            {c: self.total.get(c, 0) + other.total.get(c, 0) for c in labels},
-            {c: self.loss.get(c, 0.0) + other.loss.get(c, 0.0) for c in labels},
-        )
-
-    def without(self, labels: Collection[int]) -> ClassScores:
-        """These scores less some classes."""
-        kept = [c for c in self.total if c not in labels]
-        return ClassScores(
-            {c: self.correct[c] for c in kept},
-            {c: self.total[c] for c in kept},
-            {c: self.loss[c] for c in kept},
-        )
-
-    def accuracy(self, labels: Sequence[int] | None = None, *, without: Sequence[int] = ()) -> float | None:
-        """Share classified correctly, 0 to 1, over ``labels`` (default: all) less ``without``.
-
-        Returns None where there is no sample to measure on: an absent number, not a zero.
-        """
-        chosen = [c for c in (self.total if labels is None else labels) if c not in set(without)]
-        total = sum(self.total.get(c, 0) for c in chosen)
-        return sum(self.correct.get(c, 0) for c in chosen) / total if total else None
-
-    def mean_loss(self, labels: Sequence[int] | None = None, *, without: Sequence[int] = ()) -> float | None:
-        """Mean cross-entropy in nats over the same selection as `accuracy`, or None without samples."""
-        chosen = [c for c in (self.total if labels is None else labels) if c not in set(without)]
-        total = sum(self.total.get(c, 0) for c in chosen)
-        return sum(self.loss.get(c, 0.0) for c in chosen) / total if total else None

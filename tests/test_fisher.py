@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from references import reference_fisher
 from torch import Tensor, nn
 
-from fl_unlearn import fisher_kernels as kernels
+from fl_unlearn import fisher_cotangents, fisher_head, fisher_kernels
 from fl_unlearn.fisher import fisher_diagonal, resolve_scope
 from fl_unlearn.types import FISHER_KINDS, REST, FisherError
 
@@ -59,25 +59,13 @@ def test_pooled_is_the_sum_of_the_others(kind: str) -> None:
     close(pooled.sums[1], apart.sums[1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 50])
-def test_chunks_do_not_matter(chunk_size: int) -> None:
-    p = PROBLEMS["cnn_batchnorm"]()
-    a, b = (run(p, scope="all", loader=[(p.x, p.y)], chunk_size=c) for c in (chunk_size, None))
-    same_sums(a, b.sums, b.counts)
-
-
-def test_default_chunk_keeps_gradients_below_256_mb() -> None:
-    model = nn.Linear(4000, 4000)
-    path = kernels.GeneralPath(model, kernels.GroupSums(model, ["weight", "bias"]), None)
-    assert path.chunk * 4000 * 4001 * 4 <= 256 * 2**20 < (path.chunk + 1) * 4000 * 4001 * 4
-
-
 @pytest.mark.parametrize("kind", FISHER_KINDS)
 def test_a_head_in_closed_form_needs_no_backward(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the general path was taken")
 
-    monkeypatch.setattr(kernels.GeneralPath, "add", fail)
+    monkeypatch.setattr(fisher_kernels.Computation, "_add_backwards", fail)
+    monkeypatch.setattr(fisher_kernels.Computation, "_add_mini_batches", fail)
     run(PROBLEMS["cnn_batchnorm"](), kind=kind)
     run(PROBLEMS["mlp"](), kind=kind, scope="fc2.*")
 
@@ -88,10 +76,10 @@ def test_heads_without_a_closed_form_are_known_from_their_modules() -> None:
             return 2 * super().forward(x)
 
     tied, mlp, scaled = PROBLEMS["tied_head"]().model, Mlp(), Scaled(2, 2)
-    assert "shares" in kernels.head_problem(tied, tied.head, [tied.head.bias])
-    assert "own" in kernels.head_problem(mlp, mlp.fc2, [mlp.fc1.bias])
-    assert "plain" in kernels.head_problem(scaled, scaled, [scaled.bias])
-    assert kernels.head_problem(mlp, mlp.fc2, [mlp.fc2.bias]) is None
+    assert "shares" in fisher_head.head_problem(tied, tied.head, [tied.head.bias])
+    assert "own" in fisher_head.head_problem(mlp, mlp.fc2, [mlp.fc1.bias])
+    assert "plain" in fisher_head.head_problem(scaled, scaled, [scaled.bias])
+    assert fisher_head.head_problem(mlp, mlp.fc2, [mlp.fc2.bias]) is None
 
 
 def test_model_that_vmap_refuses_is_looped_over_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -140,8 +128,8 @@ def test_extreme_logits_stay_finite(scope: str, kind: str) -> None:
 def test_normalized_keeps_the_direction_of_the_surest_sample() -> None:
     z, y = torch.tensor([[1e4, 0.0, 0.0]]), torch.tensor([0])
     want = torch.tensor([[-2.0, 1.0, 1.0]], dtype=torch.float64) / 6**0.5
-    torch.testing.assert_close(kernels.direction(z, y), want)
-    assert not kernels.direction(torch.ones(1, 1), y).any()
+    torch.testing.assert_close(fisher_cotangents.direction(z, y), want)
+    assert not fisher_cotangents.direction(torch.ones(1, 1), y).any()
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=6), st.data())
@@ -151,14 +139,14 @@ def test_cotangents_agree_with_their_definitions(logits: list[float], data: st.D
     y = torch.tensor([data.draw(st.integers(0, len(logits) - 1))])
     p = z.softmax(1)
     e = p - nn.functional.one_hot(y, len(logits))
-    torch.testing.assert_close(kernels.residual(z, y), e)
-    assert abs(float(kernels.residual(z, y).sum())) < 1e-15
-    torch.testing.assert_close(kernels.direction(z, y).norm(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(fisher_cotangents.residual(z, y), e)
+    assert abs(float(fisher_cotangents.residual(z, y).sum())) < 1e-15
+    torch.testing.assert_close(fisher_cotangents.direction(z, y).norm(), torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(
-        kernels.direction(z, y) * kernels.residual(z, y).norm(), kernels.residual(z, y)
+        fisher_cotangents.direction(z, y) * fisher_cotangents.residual(z, y).norm(), fisher_cotangents.residual(z, y)
     )
-    each = sum(u.square() for u in kernels.cotangents("true", z, y))
-    torch.testing.assert_close(kernels.squared_cotangents("true", z, y), each, rtol=1e-12, atol=1e-300)
+    each = sum(u.square() for u in fisher_cotangents.cotangents("true", z, y))
+    torch.testing.assert_close(fisher_cotangents.squared_cotangents("true", z, y), each, rtol=1e-12, atol=1e-300)
 
 
 # --------------------------------------------------------------------------- nothing is changed

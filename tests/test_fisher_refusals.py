@@ -9,7 +9,8 @@ from fisher_checks import run, same_sums
 from references import reference_fisher
 from torch import Tensor, nn
 
-from fl_unlearn.fisher import check_model, find_head, fisher_diagonal, resolve_scope
+from fl_unlearn.fisher import fisher_diagonal, resolve_scope
+from fl_unlearn.fisher_scope import check_model, find_head
 from fl_unlearn.types import REST, FisherError
 
 
@@ -156,7 +157,8 @@ def test_only_a_head_does_without_one_row_a_sample() -> None:
         ({"kind": "exact"}, "kind must be one of .*'exact'"),
         ({"dtype": torch.int64}, "dtype must be"),
         ({"num_classes": 0}, "num_classes must be at least 1, got 0"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1"),
+        ({"memory": 0}, "memory must be at least 1"),
+        ({"true_samples": 0}, "true_samples must be at least 1"),
         ({"keep_classes": [-1]}, r"keep_classes must be whole numbers from 0 up, got \[-1\]"),
         ({"keep_classes": [4]}, "keep_classes names class 4, but there are 4"),
         ({"device": "cuda"}, "model is on 'cpu'"),

@@ -23,7 +23,9 @@ from torch import nn
 from fl_unlearn.batches import sample
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.files import write_atomically
-from fl_unlearn.fisher import find_head, fisher_diagonal
+from fl_unlearn.fisher import fisher_diagonal
+from fl_unlearn.fisher_scope import find_head
+from fl_unlearn.fisher_ledger import FisherLedger
 from fl_unlearn.flower import records
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
@@ -41,6 +43,7 @@ ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
 NameFn = Callable[[Context], str]
 CopiesFn = Callable[[Context], Iterable[Path]]
+LedgerFn = Callable[[Context], FisherLedger | None]
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 
 _APPLIED = "unlearn.applied"
@@ -60,6 +63,7 @@ class Responder:
         client_name: The client's lasting name; default its partition id.
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.
+        ledger: Called with the Context; the ledger that this client keeps of its training data, if any.
     """
 
     def __init__(
@@ -69,8 +73,10 @@ class Responder:
         client_name: NameFn = partition_name,
         copies: CopiesFn | None = None,
         device: str | None = None,
+        ledger: LedgerFn | None = None,
     ) -> None:
         self.model, self.data, self.client_name, self.copies = model, data, client_name, copies
+        self.ledger = ledger
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         required = [p for p in inspect.signature(model).parameters.values() if p.default is p.empty]
         self._takes_context = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required)
@@ -98,27 +104,30 @@ class Responder:
         return RecordDict({records.HEAD: records.head(client=client)})
 
     def fisher(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
-        """Fisher sums of the model in the message over this client's training data."""
+        """Fisher sums of the model in the message over this client's training data, or from its ledger."""
         model, names = self._load(records.read_model(content), context)
-        loader = _split(self.data(context))[0]
         named = records.list_of(record, "clients")
         classes = records.ints(record, "classes") if not named or client in named else []
-        ignored = set(records.ints(record, "ignored")) - set(classes)
-        self._check_classes(model, classes, str(record["head"]) or None)
-        started = time.perf_counter()
-        sums = fisher_diagonal(
-            model,
-            loader,
-            kind=str(record["kind"]),
-            scope=str(record["scope"]),
-            head=str(record["head"]) or None,
-            keep_classes=[*classes, *ignored],
-            device=self.device,
-        )
-        sums = sums.without(ignored)
+        ignored = sorted(set(records.ints(record, "ignored")) - set(classes))
+        head, share = str(record["head"]) or None, record.get("reference-share")
+        self._check_classes(model, classes, head)
+
+        asked: dict[str, Any] = {"kind": str(record["kind"]), "scope": str(record["scope"]), "head": head}
+        asked |= {"device": self.device, "reference_share": share}
+        ledger, held = self.ledger(context) if self.ledger else None, False
+        if ledger is None:
+            loader = _split(self.data(context))[0]
+            started = time.perf_counter()
+            sums = fisher_diagonal(model, loader, keep_classes=[*classes, *ignored], **asked)
+            sums = sums.without(ignored)
+        else:
+            started, asked["keep"] = time.perf_counter(), record.get("passing") is not True
+            sums, held = ledger.answer(
+                model, lambda: _split(self.data(context))[0], classes=classes, ignored=ignored, **asked
+            )
         for group, tensors in sums.sums.items():
             sums.sums[group] = {names[n]: t for n, t in tensors.items()}
-        return records.write_fisher(client, sums, time.perf_counter() - started)
+        return records.write_fisher(client, sums, time.perf_counter() - started, ledger=held)
 
     @staticmethod
     def _check_classes(model: nn.Module, classes: list[int], head: str | None) -> None:
@@ -164,6 +173,9 @@ class Responder:
         update = records.read_update(content)
         started = time.perf_counter()
         receipts = [*self._apply_to_state(update, context), *self._apply_to_files(update, context)]
+        ledger = self.ledger(context) if self.ledger else None
+        if ledger and (removed := ledger.clear()):  # sums of what was forgotten, for a model that is no more
+            receipts.append({"copy": str(ledger.folder), "status": f"removed: {removed} Fisher sums"})
         answer = records.head(
             client=client,
             digest=update.digest,
@@ -225,6 +237,7 @@ def attach(
     client_name: NameFn = partition_name,
     copies: CopiesFn | None = None,
     device: str | None = None,
+    ledger: LedgerFn | None = None,
 ) -> ClientApp:
     """Make an app built with decorators able to forget.
 
@@ -237,11 +250,14 @@ def attach(
         client_name: The client's lasting name; default its partition id.
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.
+        ledger: Called with the Context; a `FisherLedger` in a folder of this client's own for sums over its
+            training data, or None. Questions it holds for are answered from there, and ``data`` is not
+            called; what is computed for others goes there. An update that is applied empties it.
 
     Returns:
         The same app.
     """
-    responder = Responder(model, data, client_name, copies, device)
+    responder = Responder(model, data, client_name, copies, device, ledger)
     for action in records.ACTIONS:
         app.query(action)(responder.handle)
     return app
@@ -254,12 +270,13 @@ def unlearning_mod(
     client_name: NameFn = partition_name,
     copies: CopiesFn | None = None,
     device: str | None = None,
+    ledger: LedgerFn | None = None,
 ) -> Mod:
     """A mod that makes an app built with ``client_fn`` able to forget: ``ClientApp(fn, mods=[...])``.
 
     Takes what `attach` takes, and answers the plug-in's queries; every other message is passed on.
     """
-    responder = Responder(model, data, client_name, copies, device)
+    responder = Responder(model, data, client_name, copies, device, ledger)
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         if message.metadata.message_type.partition(".")[2] in records.ACTIONS:

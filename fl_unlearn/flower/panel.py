@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Container, Mapping, Sequence
 
@@ -23,6 +24,8 @@ from fl_unlearn.types import (
     UnlearnSettings,
     signature_of,
 )
+
+log = logging.getLogger(__name__)
 
 PLAUSIBLE = 20
 """How many times the examples of its largest training round a client's data may have."""
@@ -79,8 +82,12 @@ class Panel:
         """Labels of all nodes asked."""
         return [self.label(n) for n in self.nodes]
 
-    def ask_fisher(self, state: dict[str, torch.Tensor]) -> dict[str, FisherSums]:
+    def ask_fisher(self, state: dict[str, torch.Tensor], *, passing: bool = False) -> dict[str, FisherSums]:
         """The clients' Fisher sums of one model: the requested classes apart, the rest pooled.
+
+        Args:
+            state: The model.
+            passing: Whether it is one of many, which the clients' ledgers need not keep sums of.
 
         Raises:
             RequestError: If the clients do not know a class.
@@ -94,9 +101,14 @@ class Panel:
             classes=list(self.request.classes),
             ignored=list(self.ignored),
             clients=list(self.request.clients),
+            passing=passing,
         )
+        if s.reference_share is not None:
+            asked["reference-share"] = s.reference_share
         content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
         answers = self.exchange.ask(records.FISHER, dict.fromkeys(self.nodes, content))
+        if kept := sum(records.from_ledger(reply) for reply in answers.ok.values()):
+            log.info("%d of %d clients answered from their ledgers", kept, len(answers.ok))
         model, good = signature_of(state), dict[str, FisherSums]()
         for node, reply in sorted(answers.ok.items()):
             try:

@@ -166,15 +166,15 @@ def read_update(content: RecordDict) -> DampeningUpdate:
 
 
 # --------------------------------------------------------------------------- Fisher sums
-def write_fisher(client: str, sums: FisherSums, seconds: float) -> RecordDict:
-    """A client's Fisher answer; values travel as float32."""
+def write_fisher(client: str, sums: FisherSums, seconds: float, *, ledger: bool = False) -> RecordDict:
+    """A client's Fisher answer, from its ``ledger`` or computed now; values travel as float32."""
     labels = sorted(sums.counts)
     tensors = {f"{g}/{n}": t.float() for g in labels for n, t in sums.sums[g].items()}
     record = head(
         client=client,
         kind=sums.kind,
         scope=sums.scope,
-        **{"num-classes": sums.num_classes, "seconds": seconds},
+        **{"num-classes": sums.num_classes, "seconds": seconds, "ledger": ledger},
         labels=labels,
         counts=[sums.counts[g] for g in labels],
     )
@@ -234,6 +234,12 @@ def read_fisher(
     except UnlearnError as e:
         raise AnswerError(str(e)) from e
     return out
+
+
+def from_ledger(content: RecordDict) -> bool:
+    """Whether a Fisher answer says that it came from the client's ledger."""
+    record = content.config_records.get(HEAD)
+    return record is not None and record.get("ledger") is True
 
 
 # --------------------------------------------------------------------------- scores

@@ -277,7 +277,7 @@ class UnlearningStrategy(Strategy):
         # A list: Flower's grids iterate over the messages more than once.
         self._sent = list(self._inner("configure_train")(server_round, arrays, config, grid))
         self._meet(grid, [m.metadata.dst_node_id for m in self._sent])
-        self._tell_forgotten()
+        self._tell_forgotten(self._sent)
         return self._sent
 
     def aggregate_train(
@@ -302,9 +302,10 @@ class UnlearningStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """As the inner strategy does."""
+        """As the inner strategy does; clients are told what was forgotten."""
         server_round += self._done
-        messages: Iterable[Message] = self._inner("configure_evaluate")(server_round, arrays, config, grid)
+        messages = list(self._inner("configure_evaluate")(server_round, arrays, config, grid))
+        self._tell_forgotten(messages)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -335,13 +336,13 @@ class UnlearningStrategy(Strategy):
                 )
         deliver_outstanding(exchange, self.store, nodes, self._names)
 
-    def _tell_forgotten(self) -> None:
-        """Tell clients in their training messages what to leave out from now on."""
+    def _tell_forgotten(self, messages: list[Message]) -> None:
+        """Tell clients in their messages what to leave out from now on."""
         operations = self.store.operations.all()
         if not operations:
             return
         requests = [
             json.dumps({"classes": o.request["classes"], "clients": o.request["clients"]}) for o in operations
         ]
-        for message in self._sent:
+        for message in messages:
             message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})

@@ -255,7 +255,7 @@ class Session:
         """The paper's form: the shared forget Fisher against each checkpoint's own reference."""
         updates = dict.fromkeys(self.result.affected, current)
         for name in sorted(set(self.result.affected) & self.store.kept()):
-            fishers = self.panel.ask_fisher(self.store.load(name).state)
+            fishers = self.panel.ask_fisher(self.store.load(name).state, passing=True)
             updates[name] = self._build(merged, fishers).variant(current.threshold, current.dampening)
         return updates
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_unlearn.fisher_ledger import FisherLedger  # <- fl-unlearn, optional: a ledger
 from fl_unlearn.flower import attach, forgotten_classes  # <- fl-unlearn
 
 from . import task
@@ -62,11 +66,36 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the global model on this client's held-out data."""
     model = new_model(context)
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-    _, held_out = load_data(context)
+    training, held_out = load_data(context)
     loss, accuracy = task.evaluate(model, held_out, DEVICE)
     examples = sum(len(labels) for _, labels in held_out)
     metrics = MetricRecord({"eval-loss": loss, "eval-accuracy": accuracy, "num-examples": examples})
+    if context.run_config["ledger"]:
+        gone = forgotten_classes(message, context)
+        metrics["fit-loss"], metrics["fit-accuracy"] = evaluate_and_note(model, training, context, gone)
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
-attach(app, model=new_model, data=load_data)  # <- fl-unlearn
+# --------------------------------------------------------------------------- fl-unlearn, optional: a ledger
+def open_ledger(context: Context) -> FisherLedger | None:
+    """This client's ledger of its training data, if the run keeps any."""
+    if not context.run_config["ledger"]:
+        return None
+    name, clients = str(context.node_config["partition-id"]), context.node_config["num-partitions"]
+    settings = asdict(task.DataSettings.from_config(context.run_config))
+    data_key = json.dumps([settings, clients, name], sort_keys=True)
+    return FisherLedger(Path(str(context.run_config["ledger"])).expanduser() / f"client-{name}", data_key)
+
+
+def evaluate_and_note(
+    model: torch.nn.Module, training: task.Loader, context: Context, gone: tuple[int, ...]
+) -> tuple[float, float]:
+    """How the model fits this client's training data; its Fisher is noted on the way."""
+    ledger, config = open_ledger(context), context.run_config
+    assert ledger is not None
+    kind, scope = str(config["fisher-kind"]), str(config["fisher-scope"])
+    with ledger.collect(model.to(DEVICE).eval(), kind=kind, scopes=[scope], without=gone) as forward:
+        return task.evaluate(model, training, DEVICE, forward)
+
+
+attach(app, model=new_model, data=load_data, ledger=open_ledger)  # <- fl-unlearn

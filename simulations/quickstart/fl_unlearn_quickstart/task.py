@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,9 @@ from .partition import assign, split_local
 
 Loader = DataLoader[tuple[torch.Tensor, ...]]
 """Gives batches (images float32 (B, C, H, W), labels int64 (B,))."""
+
+Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits (B, num_classes) of images and labels."""
 
 EVALUATION_BATCH = 512
 
@@ -128,16 +131,24 @@ def train(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Loader, device: torch.device | str) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module, loader: Loader, device: torch.device | str, forward: Forward | None = None
+) -> tuple[float, float]:
     """Mean cross-entropy and share of pictures classified correctly; (0.0, 0.0) without pictures.
 
     Weigh the result with ``len(loader.dataset)`` when it is averaged over clients.
+
+    Args:
+        model: Moved to ``device`` and left there, in evaluation mode.
+        loader: Pictures and labels.
+        device: Where to compute.
+        forward: Called with pictures and labels for the logits; None: the model itself.
     """
     model.to(device).eval()
     total_loss, correct, seen = 0.0, 0, 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
-        logits = model(images)
+        logits = model(images) if forward is None else forward(images, labels)
         total_loss += cross_entropy(logits, labels, reduction="sum").item()
         correct += int((logits.argmax(1) == labels).sum())
         seen += len(labels)
