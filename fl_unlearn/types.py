@@ -90,6 +90,10 @@ class AnswerError(UnlearnError, ValueError):
     """A client's answer was malformed or implausible and was not used."""
 
 
+class MeasureError(UnlearnError, ValueError):
+    """Data or a layer on which a measure of what a model knows would be meaningless."""
+
+
 class NotEnoughAnswersError(UnlearnError):
     """Too few clients answered a phase; nothing was changed."""
 
