@@ -194,19 +194,6 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without a graph; every module's mode and every buffer is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), buffers_kept(model):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def filled(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
     """The batches of ``loader`` that have a sample, as `unpack` gives them."""
     for batch in loader:

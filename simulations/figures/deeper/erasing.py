@@ -1,4 +1,4 @@
-"""Erasure in hidden layers as the product serves it: statistics of all clients, layer by layer, one map each."""
+"""Erasure in hidden layers as the product serves it: statistics of all data, layer by layer, a map each."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def erase(bench: Bench, label: int, layers: str, *, strength: float = 1.0, snaps
     """
     found: dict[str, ErasedLayer] = {}
     few = bench.train.images[:2]
-    names = find_layers(bench.model(bench.final), few, layers)
-    for hidden in names:
+    for hidden in find_layers(bench.model(bench.final), few, layers):
         parts = [_statistics(bench, erased(s, found), hidden.layer, label) for s in _spread(bench, snapshots)]
         made = erasure(pool(parts), [label], strength=strength)
         found[hidden.layer] = folded(hidden, made, signature_of(bench.final))
