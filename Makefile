@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class reference-share bench-store bench-overhead bench-ledger faults clean
+.PHONY: help demo test test-fast check wheel each-class reference-share deeper
+.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -22,6 +23,11 @@ $(VENV)/.sim: pyproject.toml | $(BIN)/python
 $(VENV)/.test: pyproject.toml | $(VENV)/.sim
 	@echo "Installing what the tests need ..."
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.sim
+	@echo "Installing the libraries that the Fisher benchmark compares with ..."
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, write a report (ARGS="--help" for more)
@@ -49,11 +55,17 @@ each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and
 reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes from a part of its samples
 	$(BIN)/python -m simulations.figures.reference_share $(ARGS)
 
+deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retraining (ARGS="--data FOLDER"; hours)
+	$(BIN)/python -m simulations.figures.deeper --out outputs/deeper $(ARGS)
+
 bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside loops and copies (30 GB of disk)
 	$(BIN)/python -m simulations.benchmarks.store $(ARGS)
 
 bench-overhead: $(VENV)/.sim  ## what recording costs a training run, on the simulation engine (table and JSON)
 	$(BIN)/python -m simulations.benchmarks.overhead $(ARGS)
+
+bench-fisher: $(VENV)/.bench  ## Fisher diagonals beside a backward pass, torch.func, BackPACK and Opacus (table and JSON)
+	$(BIN)/python -m simulations.benchmarks.fisher $(ARGS)
 
 bench-ledger: $(VENV)/.sim  ## a class request from the clients' ledgers beside computing it (ARGS="--data FOLDER")
 	$(BIN)/python -m simulations.benchmarks.ledger $(ARGS)
