@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .erase import Erasure
 from .erase_trace import Trace, traced
-from .fisher_scope import find_head
+from .fisher import find_head
 from .layer_stats import LAYERS, MAX_WIDTH
 from .types import EraseError, FisherError, Signature
 from .update import ErasedLayer

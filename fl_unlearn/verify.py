@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fl_unlearn.batches import check_logits, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.fisher_scope import find_head
+from fl_unlearn.fisher import find_head
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, FisherError, StateDict
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fl_unlearn.fisher_decompose import decomposed
-from fl_unlearn.fisher_recurrent import linear_elsewhere
+from fl_unlearn.fisher.decompose import decomposed
+from fl_unlearn.fisher.recurrent import linear_elsewhere
 
 Forward = Callable[..., Any]
 D = torch.float64

@@ -6,7 +6,7 @@ import torch
 from cases import Problem
 
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.fisher_ledger import FisherLedger
+from fl_unlearn.fisher.ledger import FisherLedger
 
 
 def no_data() -> list[object]:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from references import reference_fisher
 from torch import Tensor, nn
 
-from fl_unlearn import fisher_cotangents, fisher_head, fisher_kernels
+from fl_unlearn.fisher import computation as fisher_kernels
+from fl_unlearn.fisher import cotangents as fisher_cotangents
 from fl_unlearn.fisher import fisher_diagonal, resolve_scope
+from fl_unlearn.fisher import head as fisher_head
 from fl_unlearn.types import FISHER_KINDS, REST, FisherError
 
 CASES = [(name, scope) for name, make in PROBLEMS.items() for scope in make().scopes]

@@ -13,9 +13,9 @@ from references_contract import conv_gradient, linear_gradient
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from fl_unlearn import fisher_contract
-from fl_unlearn.fisher_contract import ConvUse, LinearUse
-from fl_unlearn.fisher_uses import Use
+from fl_unlearn.fisher import contract as fisher_contract
+from fl_unlearn.fisher.contract import ConvUse, LinearUse
+from fl_unlearn.fisher.uses import Use
 
 BUDGET = 1 << 24
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

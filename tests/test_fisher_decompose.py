@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_unlearn.fisher_decompose import decomposed
+from fl_unlearn.fisher.decompose import decomposed
 
 flag = st.booleans()
 

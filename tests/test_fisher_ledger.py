@@ -15,7 +15,7 @@ from torch import nn
 
 from fl_unlearn.files import LocalFiles
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
-from fl_unlearn.fisher_ledger import FisherLedger, model_digest
+from fl_unlearn.fisher.ledger import FisherLedger, model_digest
 from fl_unlearn.types import REST, FisherError, StoreFullError
 
 NAMES = ["mlp", "cnn_batchnorm", "tied_head", "text_lstm", "head_over_a_sequence"]

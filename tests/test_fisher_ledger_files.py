@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from ledger_checks import exact, fill
 
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.fisher_entry import FORMAT, encode_entry
-from fl_unlearn.fisher_ledger import FisherLedger
+from fl_unlearn.fisher.entry import FORMAT, encode_entry
+from fl_unlearn.fisher.ledger import FisherLedger
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fisher_checks import close
 from torch import Tensor, nn
 
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
-from fl_unlearn.fisher_memory import PeakBytes
+from fl_unlearn.fisher.memory import PeakBytes
 
 MB = 2**20
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fl_unlearn.fisher_decompose import decomposed
+from fl_unlearn.fisher.decompose import decomposed
 
 flag = st.booleans()
 

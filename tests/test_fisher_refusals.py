@@ -9,8 +9,7 @@ from fisher_checks import run, same_sums
 from references import reference_fisher
 from torch import Tensor, nn
 
-from fl_unlearn.fisher import fisher_diagonal, resolve_scope
-from fl_unlearn.fisher_scope import check_model, find_head
+from fl_unlearn.fisher import check_model, find_head, fisher_diagonal, resolve_scope
 from fl_unlearn.types import REST, FisherError
 
 

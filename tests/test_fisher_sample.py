@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fl_unlearn.fisher import FisherCollector, FisherSums
-from fl_unlearn.fisher_sample import Thinning
+from fl_unlearn.fisher.sample import Thinning
 from fl_unlearn.types import REST, FisherError, SettingsError, UnlearnSettings
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fl_unlearn import fisher_small as small
-from fl_unlearn.fisher_uses import Use
+from fl_unlearn.fisher import small
+from fl_unlearn.fisher.uses import Use
 
 Call = Callable[[Tensor, Tensor], Tensor]  # (x, parameter) -> output
 Make = Callable[[Tensor, Tensor], Use]  # (x, g) -> use

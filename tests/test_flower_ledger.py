@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from grid import LocalGrid
 
-from fl_unlearn.fisher_ledger import FisherLedger
+from fl_unlearn.fisher.ledger import FisherLedger
 from fl_unlearn.flower import (
     UnlearningStrategy,
     attach,

@@ -25,9 +25,8 @@ from fl_unlearn.batches import sample, take_rows, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.erase_layers import Hidden, find_layers
 from fl_unlearn.files import write_atomically
-from fl_unlearn.fisher import fisher_diagonal
-from fl_unlearn.fisher_ledger import FisherLedger
-from fl_unlearn.fisher_scope import find_head
+from fl_unlearn.fisher import find_head, fisher_diagonal
+from fl_unlearn.fisher.ledger import FisherLedger
 from fl_unlearn.flower import records, statistics
 from fl_unlearn.layer_stats import layer_sums
 from fl_unlearn.tensor_file import decode, encode

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
-from fl_unlearn.fisher_ledger import FisherLedger
+from fl_unlearn.fisher.ledger import FisherLedger
 from simulations.quickstart.fl_unlearn_quickstart.data import Pictures, load
 
 CLASSES, FORGOTTEN = 10, 3

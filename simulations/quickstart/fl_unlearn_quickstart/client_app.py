@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_unlearn.fisher_ledger import FisherLedger  # <- fl-unlearn, optional: a ledger
+from fl_unlearn.fisher.ledger import FisherLedger  # <- fl-unlearn, optional: a ledger
 from fl_unlearn.flower import attach, forgotten_classes  # <- fl-unlearn
 
 from . import task

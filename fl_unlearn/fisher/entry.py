@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fl_unlearn.files import Bytes, read_exactly, read_into
-from fl_unlearn.fisher_sums import FisherSums
+from fl_unlearn.fisher.sums import FisherSums
 from fl_unlearn.tensor_file import Layout, Segment, encode_parts, parse
 from fl_unlearn.types import REST, FisherError, StoreError
 

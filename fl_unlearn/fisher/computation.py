@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import check_logits, check_rows, logits_of, map_tensors, take_rows
-from .fisher_cotangents import cotangents, direction, draw_labels, weights_of
-from .fisher_fallback import GeneralPath
-from .fisher_groups import GroupSums, split_groups
-from .fisher_head import OTHER_OUTPUT, UNUSED, add_head, forward_with_head, head_problem
-from .fisher_onepass import NoFormulaError, OnePass, three_rows
-from .types import FisherError
+from fl_unlearn.batches import check_logits, check_rows, logits_of, map_tensors, take_rows
+from fl_unlearn.types import FisherError
+
+from .cotangents import cotangents, direction, draw_labels, weights_of
+from .fallback import GeneralPath
+from .groups import GroupSums, split_groups
+from .head import OTHER_OUTPUT, UNUSED, add_head, forward_with_head, head_problem
+from .onepass import NoFormulaError, OnePass, three_rows
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import buffers_kept, check_rows, device_of, take_rows, to_device, unpack
-from .fisher_kernels import Computation
-from .fisher_sample import Thinning, count_rest
-from .fisher_scope import check_model, find_head, find_parameters
-from .fisher_scope import resolve_scope as resolve_scope
-from .fisher_sums import FisherSums as FisherSums
-from .types import FISHER_KINDS, REST, FisherError
+from fl_unlearn.batches import buffers_kept, check_rows, device_of, take_rows, to_device, unpack
+from fl_unlearn.types import FISHER_KINDS, REST, FisherError
+
+from .computation import Computation
+from .sample import Thinning, count_rest
+from .scope import check_model, find_head, find_parameters
+from .sums import FisherSums
 
 DEFAULT_MEMORY = 512 * 2**20  # bytes
 
@@ -182,7 +182,7 @@ def fisher_diagonal(
         memory: Bytes that activations and temporary tensors may take; see `FisherCollector`.
         true_samples: For kind "true" outside a head: labels drawn for each sample; None: exact.
         reference_share: Estimate the sums of `types.REST` from a random part of its rows: a share (float) or
-            a number (int) of them, for which the loader is gone through twice; see `fisher_sample.Thinning`.
+            a number (int) of them, for which the loader is gone through twice; see `fisher.sample.Thinning`.
         seed: Of the draws for ``true_samples`` and ``reference_share``.
 
     Returns:

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .batches import map_tensors, tensors_in
-from .fisher_combine import ReshapedUse
-from .fisher_functions import FUNCTIONS, Claim
-from .fisher_uses import Use
-from .types import FisherError
+from fl_unlearn.batches import map_tensors, tensors_in
+from fl_unlearn.types import FisherError
+
+from .combine import ReshapedUse
+from .functions import FUNCTIONS, Claim
+from .uses import Use
 
 Arrived = Callable[[Sequence["Recorded"], Tensor], None]
 """Takes the uses of one call, and the gradient of the call's output."""

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .types import FISHER_KINDS, REST, FisherError
+from fl_unlearn.types import FISHER_KINDS, REST, FisherError
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .fisher_uses import Parts, Use
+from .uses import Parts, Use
 
 
 def _raised(dtype: torch.dtype) -> torch.dtype:

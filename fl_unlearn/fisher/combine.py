@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .fisher_contract import LinearUse
-from .fisher_uses import Parts, Use
+from .contract import LinearUse
+from .uses import Parts, Use
 
 
 class SumUse(Use):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from . import fisher_small as small
-from .fisher_contract import ConvUse, LinearUse
-from .fisher_recurrent import linear_elsewhere
-from .fisher_uses import Use
+from fl_unlearn.fisher import small
+
+from .contract import ConvUse, LinearUse
+from .recurrent import linear_elsewhere
+from .uses import Use
 
 
 @dataclass(eq=False)

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import answer_of, take_rows, tensors_in
-from .fisher_combine import DerivedUse, combined
-from .fisher_cotangents import propagated
-from .fisher_decompose import decomposed
-from .fisher_memory import PeakBytes
-from .fisher_record import Geometry, Pass, Recorded, Recorder
-from .fisher_uses import Use
-from .types import FisherError
+from fl_unlearn.batches import answer_of, take_rows, tensors_in
+from fl_unlearn.types import FisherError
+
+from .combine import DerivedUse, combined
+from .cotangents import propagated
+from .decompose import decomposed
+from .memory import PeakBytes
+from .record import Geometry, Pass, Recorded, Recorder
+from .uses import Use
 
 Totals = Sequence[tuple[Tensor, Mapping[str, Tensor]]]
 """Rows of each group, and the totals by parameter that they add to."""
@@ -103,8 +104,8 @@ class Running:
         """Add the squared gradients of each group's rows to its totals; possible once.
 
         Args:
-            cotangents: As of `fisher_cotangents.cotangents`; each takes a backward pass.
-            weights: As of `fisher_cotangents.weights_of`.
+            cotangents: As of `fisher.cotangents.cotangents`; each takes a backward pass.
+            weights: As of `fisher.cotangents.weights_of`.
             totals: What to add to.
             budget: Bytes that formulas may take.
 

@@ -3,7 +3,7 @@
 Sums per class add, so one pass over the data answers every later request about classes for the same model:
 the forgotten classes' sums are there, and the retained Fisher is the sum of the others.
 
-A file's name says what it is about and ends in the SHA-256 of its content (`fisher_entry`). One that is not
+A file's name says what it is about and ends in the SHA-256 of its content (`entry`). One that is not
 exactly what it should be is logged and taken as absent, never as an answer.
 """
 
@@ -30,7 +30,7 @@ from fl_unlearn.files import (
     write_atomically,
 )
 from fl_unlearn.fisher import FisherCollector, FisherSums, fisher_diagonal, resolve_scope
-from fl_unlearn.fisher_entry import encode_entry, read_entry
+from fl_unlearn.fisher.entry import encode_entry, read_entry
 from fl_unlearn.tensor_file import FileInfo, encode_parts
 from fl_unlearn.types import FisherError, StoreError
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batches import unpack
-from .types import REST, FisherError, share_problem
+from fl_unlearn.batches import unpack
+from fl_unlearn.types import REST, FisherError, share_problem
 
 log = logging.getLogger(__name__)
 

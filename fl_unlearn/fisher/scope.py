@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .batches import module_problem
-from .types import FisherError
+from fl_unlearn.batches import module_problem
+from fl_unlearn.types import FisherError
 
 
 def find_head(model: nn.Module, name: str | None = None) -> tuple[str, nn.Linear]:

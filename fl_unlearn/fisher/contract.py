@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .fisher_uses import Parts, Use
+from .uses import Parts, Use
 
 Padding = Sequence[int | tuple[int, int]]
 """Zeros at both ends of each spatial dimension: one number for both, or (before, after)."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from .batches import map_tensors, take_rows
-from .fisher_cotangents import cotangents, residual
-from .fisher_groups import GroupSums, split_groups
+from fl_unlearn.batches import map_tensors, take_rows
+
+from .cotangents import cotangents, residual
+from .groups import GroupSums, split_groups
 
 log = logging.getLogger(__name__)
 

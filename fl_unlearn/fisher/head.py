@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .batches import logits_of
-from .fisher_cotangents import residual, squared_cotangents
-from .fisher_groups import GroupSums, split_groups
+from fl_unlearn.batches import logits_of
+
+from .cotangents import residual, squared_cotangents
+from .groups import GroupSums, split_groups
 
 UNUSED, OTHER_OUTPUT = "is not called by the model", "does not return the model's output"
 _METADATA = {"device", "dtype", "is_cuda", "ndim", "requires_grad", "shape"}

@@ -19,9 +19,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.overrides import TorchFunctionMode
 
-from .fisher_attention import attention
-from .fisher_recurrence import Recurrence
-from .fisher_recurrent import CELLS, RECURRENT, recurrent
+from .attention import attention
+from .recurrence import Recurrence
+from .recurrent import CELLS, RECURRENT, recurrent
 
 
 @contextmanager

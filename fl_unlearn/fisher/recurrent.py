@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .fisher_recurrence import Gru, Lstm, Recurrence, ReluRnn, Rnn, States, over_time
+from .recurrence import Gru, Lstm, Recurrence, ReluRnn, Rnn, States, over_time
 
 
 # --------------------------------------------------------------------------- what a watcher sees
