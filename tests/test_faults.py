@@ -68,8 +68,8 @@ def forgets_to_finish(m: pytest.MonkeyPatch) -> None:
 
 
 def dampens_twice(m: pytest.MonkeyPatch) -> None:
-    real = apply_file.dampen_flat
-    m.setattr(apply_file, "dampen_flat", lambda flat, entry: (real(flat, entry), real(flat, entry)))
+    real = apply_file.change_flat
+    m.setattr(apply_file, "change_flat", lambda flat, change: (real(flat, change), real(flat, change)))
 
 
 def forgets_a_file(m: pytest.MonkeyPatch) -> None:
