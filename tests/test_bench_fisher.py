@@ -17,7 +17,9 @@ SMALL = fisher_cases.Case("small", lambda: fisher_cases._mlp(7, 6, 10), (7,))
 
 def test_methods_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fisher_cases.CASES, "small", SMALL)
-    result = fisher_part.times("small", list(fisher_methods.METHODS), batch=9, repeats=2, device="cpu")
+    result = fisher_part.times(
+        "small", list(fisher_methods.METHODS), batch=9, batches=3, repeats=2, device="cpu"
+    )
     for library in ("backpack", "opacus"):
         if importlib.util.find_spec(library) is None:
             assert "ModuleNotFoundError" in result.pop(library)["reason"]
@@ -35,14 +37,20 @@ def test_a_difference_is_seen() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "vit", "mlp", "lstm"])
 def test_cases(name: str) -> None:
-    model, x, y = fisher_cases.CASES[name].make(2, "cpu")
-    again = fisher_cases.CASES[name].make(2, "cpu")
-    assert torch.equal(x, again[1])
-    assert torch.equal(y, again[2])
+    model, data = fisher_cases.CASES[name].make(2, 3, "cpu")
+    again, same = fisher_cases.CASES[name].make(2, 3, "cpu")
+    assert [len(y) for _, y in data] == [2, 2, 2]
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(data, same, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    x = data[0][0]
+    assert not torch.equal(x, data[1][0])
     grads = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
     assert all(bool(g.any()) for g in grads)
     with torch.no_grad():
-        assert torch.equal(model(x), again[0](x))
+        assert torch.equal(model(x), again(x))
 
 
 def test_operations_of_the_lstm_are_counted() -> None:

@@ -31,6 +31,7 @@ _PAIRS = 2  # positions up to which pairs are cheaper than products
 _BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements of a block of gradients; on a CPU, 1 MB
 _LONG = 1 << 14  # elements from which squares are added sample by sample, in one pass over memory
 _ROW_BYTES = 48  # temporaries per element of a row: gathered, upcast, scaled, and the factors of pairs
+_LONG_ROW_BYTES = 16  # the same without pairs
 
 
 def _at_least_float32(t: Tensor) -> Tensor:
@@ -47,7 +48,8 @@ def _blocks(x: Tensor, g: Tensor, rows: Tensor, at_once: int) -> Iterator[tuple[
     Where the square of ``g`` could leave float32's range, it is scaled by a power of two first.
     """
     ordered = len(rows) == len(x) and torch.equal(rows, torch.arange(len(x), device=rows.device))
-    for some in torch.split(rows, at_once) if len(rows) else ():
+    blocks = math.ceil(len(rows) / at_once)
+    for some in torch.split(rows, math.ceil(len(rows) / blocks)) if blocks else ():
         here = slice(int(some[0]), int(some[-1]) + 1) if ordered else some
         left, right = _at_least_float32(x[here]), _at_least_float32(g[here])
         top = float(torch.stack(torch.aminmax(right)).abs().max()) if right.numel() else 0.0
@@ -131,7 +133,8 @@ class LinearUse(Use):
     def add_squares(self, parts: Parts, budget: int) -> None:
         """See `Use.add_squares`."""
         elements = sum(self.shape) * max(1, self.x.shape[1])
-        at_once = min(_ROWS, max(1, budget // 2 // (_ROW_BYTES * elements)))
+        row = elements * (_ROW_BYTES if self.x.shape[1] <= _PAIRS else _LONG_ROW_BYTES)
+        at_once = min(_ROWS, max(1, budget // 2 // row))
         for rows, total in parts:
             for x, g, factor in _blocks(self.x, self.g, rows, at_once):
                 _add(x.unsqueeze(1), g.unsqueeze(1), total.unsqueeze(0), factor, budget // 2)

@@ -3,10 +3,12 @@
 python -m simulations.benchmarks.fisher                                  # a quarter of an hour
 python -m simulations.benchmarks.fisher --cases mlp,lstm --repeats 3     # a look
 
-One batch of random inputs, networks in eval mode. Times are medians over rounds in which all methods take
-turns in one process, and a ratio is the median of the rounds' ratios. Memory is what one run needs beyond
-network and inputs, in a fresh process per method. "-" is a library that cannot do the network, with the
-reason below. "differs" compares with ours: the largest deviation by the largest value, over parameters.
+Random inputs, networks in eval mode; times are per batch, of a call that goes over a few. They are medians
+over rounds in which all methods take turns in one process, and a ratio is the median of the rounds' ratios.
+"One batch only" shows what a call costs once: it looks at the network and compares itself with autograd.
+Memory is what one run needs beyond network and inputs, in a fresh process per method. "-" is a library that
+cannot do the network, with the reason below. "differs" compares with ours: the largest deviation by the
+largest value, over parameters.
 """
 
 from __future__ import annotations
@@ -79,12 +81,13 @@ def _part(what: str, case: str, threads: int, device: str, **options: Any) -> Re
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(case: str, batch: int, repeats: int, places: Sequence[tuple[str, int]]) -> Result:
+def measure(case: str, batch: int, batches: int, repeats: int, places: Sequence[tuple[str, int]]) -> Result:
     """One network everywhere.
 
     Args:
         case: Its name in `fisher_cases.CASES`.
-        batch: Samples.
+        batch: Samples in a batch.
+        batches: Batches in a call.
         repeats: Rounds.
         places: Device and threads.
 
@@ -95,12 +98,13 @@ def measure(case: str, batch: int, repeats: int, places: Sequence[tuple[str, int
     Raises:
         RuntimeError: If a process fails.
     """
-    result: Result = {"about": CASES[case].about, "batch": batch, "places": []}
+    result: Result = {"about": CASES[case].about, "batch": batch, "batches": batches, "places": []}
+    size = {"batch": batch, "batches": batches}
     result["counts"] = _part("count", case, 1, "cpu", batch=batch)
     for device, threads in places:
-        times = _part("times", case, threads, device, batch=batch, repeats=repeats)
+        times = _part("times", case, threads, device, **size, repeats=repeats)
         peaks = {
-            name: _part("memory", case, threads, device, batch=batch, methods=name)["peak_bytes"]
+            name: _part("memory", case, threads, device, **size, methods=name)["peak_bytes"]
             for name, of in times.items()
             if "seconds" in of
         }
@@ -114,7 +118,7 @@ def table(result: Result) -> str:
     """One network's measurements as lines of text."""
     counts = result["counts"]
     lines = [
-        f"{result['about']}; batch of {result['batch']}",
+        f"{result['about']}; {result['batches']} batches of {result['batch']}",
         f"{counts['parameters'] / 1e6:.2f} M parameters; forward + backward "
         f"{counts['forward_backward_flops'] / 1e9:.1f} GFLOP; per-sample gradients "
         f"{counts['gradient_elements'] / 1e6:,.0f} M numbers, {counts['gradient_elements'] * 4 / 1e9:.2f} GB",
@@ -153,16 +157,19 @@ def main() -> None:
     parser.add_argument(
         "--cases", default=",".join(usual), help=f"of {', '.join(CASES)}; default: all but tiny"
     )
-    parser.add_argument("--batch", type=int, default=64, help="samples in the batch; default: 64")
-    parser.add_argument("--repeats", type=int, default=7, help="rounds; default: 7")
+    parser.add_argument("--batch", type=int, default=64, help="samples in a batch; default: 64")
+    parser.add_argument("--batches", type=int, default=4, help="batches in a call; default: 4")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds; default: 5")
     parser.add_argument(
         "--json", type=Path, default=Path("outputs/bench/fisher.json"), help="where it is written"
     )
     options = parser.parse_args()
     cases = options.cases.split(",")
     unknown = [name for name in cases if name not in CASES]
-    if unknown or options.batch < 1 or options.repeats < 1:
-        parser.error(f"no case {unknown}" if unknown else "--batch and --repeats must be at least 1")
+    if unknown or min(options.batch, options.batches, options.repeats) < 1:
+        parser.error(
+            f"no case {unknown}" if unknown else "--batch, --batches and --repeats must be 1 or more"
+        )
     places = [("cpu", threads) for threads in sorted({1, cores()})]
     if torch.cuda.is_available():
         places.append(("cuda", cores()))
@@ -171,7 +178,7 @@ def main() -> None:
     machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     report: Result = {"machine": machine, "load_before": os.getloadavg()[0], "cases": {}}
     for name in cases:
-        report["cases"][name] = measure(name, options.batch, options.repeats, places)
+        report["cases"][name] = measure(name, options.batch, options.batches, options.repeats, places)
         print(f"\n{name}: {table(report['cases'][name])}", flush=True)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 CLASSES = 10
 WORDS = 5000
+Batch = tuple[Tensor, Tensor]
+"""Inputs (N, *shape of a sample) and labels (N,)."""
 
 
 class TextClassifier(nn.Module):
@@ -47,8 +49,8 @@ class Case:
     words: bool = False
     aim: float = 3.0
 
-    def make(self, batch: int, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-        """The network in eval mode, inputs (N, *shape) and labels (N,), the same for the same arguments."""
+    def make(self, batch: int, batches: int, device: str) -> tuple[nn.Module, list[Batch]]:
+        """The network in eval mode and its data, the same for the same arguments."""
         torch.manual_seed(0)
         model = self.build()
         for module in model.modules():
@@ -58,8 +60,11 @@ class Case:
             if not p.any():  # torchvision's ViT starts with a head of zeros, behind which all gradients are 0
                 nn.init.normal_(p, std=0.02)
         size = (batch, *self.shape)
-        x = torch.randint(WORDS, size) if self.words else torch.randn(size)
-        return model.eval().to(device), x.to(device), torch.randint(CLASSES, (batch,)).to(device)
+        data = []
+        for _ in range(batches):
+            x = torch.randint(WORDS, size) if self.words else torch.randn(size)
+            data.append((x.to(device), torch.randint(CLASSES, (batch,)).to(device)))
+        return model.eval().to(device), data
 
 
 def _mlp(*sizes: int) -> nn.Module:

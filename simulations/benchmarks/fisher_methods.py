@@ -1,14 +1,14 @@
-"""The ways to a Fisher diagonal that the benchmark compares, each over one batch.
+"""The ways to a Fisher diagonal that the benchmark compares, each over a few batches.
 
-Every method is a function of (model, x, y) that prepares what it needs and returns what is timed: a function
-that gives the sums by parameter name, or None where there is nothing to compare. All of "empirical" kind but
-"batch", which squares the gradient of the batch's mean.
+Every method is a function of (model, data) that prepares what it needs and returns what is timed: a function
+that gives the sums over all batches by parameter name, or None where there is nothing to compare. All are of
+kind "empirical" but "batch", which squares the gradient of each batch's mean.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from fl_unlearn import fisher_diagonal
 from fl_unlearn.types import REST
+from simulations.benchmarks.fisher_cases import Batch
 
 Sums = dict[str, Tensor]
 Run = Callable[[], Sums | None]
+Data = Sequence[Batch]
 CHUNK_BYTES = 256 * 2**20  # gradients that torch.func may hold at once
 
 
@@ -28,37 +30,42 @@ class UnsupportedError(Exception):
     """A library cannot do this network; the message says why."""
 
 
-def _forward(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+def _forward(model: nn.Module, data: Data) -> Run:
     def run() -> None:
         with torch.no_grad():
-            model(x)
+            for x, _ in data:
+                model(x)
 
     return run
 
 
-def _forward_backward(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+def _forward_backward(model: nn.Module, data: Data) -> Run:
     parameters = list(model.parameters())
 
     def run() -> None:
-        torch.autograd.grad(cross_entropy(model(x), y), parameters)
+        for x, y in data:
+            torch.autograd.grad(cross_entropy(model(x), y), parameters)
 
     return run
 
 
-def _batch(model: nn.Module, x: Tensor, y: Tensor) -> Run:
-    names = dict(model.named_parameters())
+def _batch(model: nn.Module, data: Data) -> Run:
+    parameters = list(model.parameters())
 
-    def run() -> Sums:
-        grads = torch.autograd.grad(cross_entropy(model(x), y), list(names.values()))
-        return {n: g.square() for n, g in zip(names, grads, strict=True)}
+    def run() -> None:
+        sums = [torch.zeros_like(p) for p in parameters]
+        for x, y in data:
+            grads = torch.autograd.grad(cross_entropy(model(x), y), parameters)
+            for total, g in zip(sums, grads, strict=True):
+                total.addcmul_(g, g)
 
     return run
 
 
-def _ours(scope: str, keep: tuple[int, ...] | None) -> Callable[[nn.Module, Tensor, Tensor], Run]:
-    def prepare(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+def _ours(scope: str, keep: tuple[int, ...] | None) -> Callable[[nn.Module, Data], Run]:
+    def prepare(model: nn.Module, data: Data) -> Run:
         def run() -> Sums | None:
-            fisher = fisher_diagonal(model, [(x, y)], kind="empirical", scope=scope, keep_classes=keep)
+            fisher = fisher_diagonal(model, data, kind="empirical", scope=scope, keep_classes=keep)
             return fisher.sums.get(REST)
 
         return run
@@ -66,7 +73,11 @@ def _ours(scope: str, keep: tuple[int, ...] | None) -> Callable[[nn.Module, Tens
     return prepare
 
 
-def _torch_func(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+def _ours_once(model: nn.Module, data: Data) -> Run:
+    return _ours("all", ())(model, data[:1])
+
+
+def _torch_func(model: nn.Module, data: Data) -> Run:
     parameters = {n: p.detach() for n, p in model.named_parameters()}
     numel = sum(p.numel() for p in parameters.values())
     chunk = max(1, CHUNK_BYTES // (4 * numel))
@@ -78,15 +89,16 @@ def _torch_func(model: nn.Module, x: Tensor, y: Tensor) -> Run:
 
     def run() -> Sums:
         sums = {n: torch.zeros_like(p) for n, p in parameters.items()}
-        for xs, ys in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
-            for n, g in per_sample(parameters, xs, ys).items():
-                sums[n] += g.square_().sum(0)
+        for x, y in data:
+            for xs, ys in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
+                for n, g in per_sample(parameters, xs, ys).items():
+                    sums[n] += g.square_().sum(0)
         return sums
 
     return run
 
 
-def _backpack(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+def _backpack(model: nn.Module, data: Data) -> Run:
     from backpack import backpack, extend
     from backpack.extensions import SumGradSquared
 
@@ -94,15 +106,19 @@ def _backpack(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     loss = extend(nn.CrossEntropyLoss(reduction="sum"))
 
     def run() -> Sums:
-        model.zero_grad()
-        with backpack(SumGradSquared()):
-            torch.autograd.backward(loss(model(x), y))
-        return {n: vars(p)["sum_grad_squared"] for n, p in model.named_parameters()}
+        sums = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+        for x, y in data:
+            model.zero_grad()
+            with backpack(SumGradSquared()):
+                torch.autograd.backward(loss(model(x), y))
+            for n, p in model.named_parameters():
+                sums[n] += vars(p)["sum_grad_squared"]
+        return sums
 
     return run
 
 
-def _opacus(model: nn.Module, x: Tensor, y: Tensor) -> Run:
+def _opacus(model: nn.Module, data: Data) -> Run:
     from opacus import GradSampleModule
     from opacus.validators.lstm import fix
 
@@ -112,27 +128,36 @@ def _opacus(model: nn.Module, x: Tensor, y: Tensor) -> Run:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.LSTM):
-                setattr(module, name, fix(child).to(x.device))
+                setattr(module, name, fix(child).to(data[0][0].device))
     wrapped = GradSampleModule(model, loss_reduction="sum", strict=False)
 
     def run() -> Sums:
-        wrapped.zero_grad()
-        torch.autograd.backward(cross_entropy(wrapped(x), y, reduction="sum"))
-        return {
-            n.removeprefix("_module."): p.grad_sample.square().sum(0) for n, p in wrapped.named_parameters()
-        }
+        sums = {n: torch.zeros_like(p) for n, p in wrapped.named_parameters()}
+        for x, y in data:
+            wrapped.zero_grad()
+            torch.autograd.backward(cross_entropy(wrapped(x), y, reduction="sum"))
+            for n, p in wrapped.named_parameters():
+                sums[n] += p.grad_sample.square().sum(0)
+        return {n.removeprefix("_module."): total for n, total in sums.items()}
 
     return run
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table."""
+    """A row of the table.
+
+    Attributes:
+        title: Its name.
+        prepare: See the module.
+        exact: Whether it gives what ``ours_all`` gives.
+        batches: How many it goes over; None: all.
+    """
 
     title: str
-    prepare: Callable[[nn.Module, Tensor, Tensor], Run]
+    prepare: Callable[[nn.Module, Data], Run]
     exact: bool = False
-    """Whether it gives what ``ours_all`` gives."""
+    batches: int | None = None
 
 
 METHODS = {
@@ -140,7 +165,8 @@ METHODS = {
     "forward_backward": Method("forward + backward", _forward_backward),
     "ours_head": Method("fl-unlearn, head", _ours("head", ())),
     "ours_all": Method("fl-unlearn, all layers", _ours("all", ())),
-    "ours_classes": Method("fl-unlearn, all layers, a sum per class", _ours("all", None)),
+    "ours_once": Method("fl-unlearn, all layers, one batch only", _ours_once, batches=1),
+    "ours_classes": Method("fl-unlearn, all layers, sums per class", _ours("all", None)),
     "torch_func": Method("torch.func, vmap of grad", _torch_func, exact=True),
     "backpack": Method("BackPACK, SumGradSquared", _backpack, exact=True),
     "opacus": Method("Opacus, squares of grad_sample", _opacus, exact=True),

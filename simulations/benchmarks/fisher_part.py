@@ -25,12 +25,14 @@ from simulations.benchmarks.fisher_cases import CASES
 from simulations.benchmarks.fisher_methods import METHODS, Run, Sums
 
 
-def times(case: str, methods: Sequence[str], batch: int, repeats: int, device: str) -> dict[str, Any]:
+def times(
+    case: str, methods: Sequence[str], batch: int, batches: int, repeats: int, device: str
+) -> dict[str, Any]:
     """Time methods in turn, ``repeats`` times around.
 
     Returns:
-        By method: ``seconds`` of every round and their ``median``, and for exact ones ``difference``, the
-        largest over parameters of the largest deviation from ours by the parameter's largest value; or
+        By method: ``seconds`` a batch in every round and their ``median``, and for exact ones ``difference``,
+        the largest over parameters of the largest deviation from ours by the parameter's largest value; or
         ``reason``, why it does not run.
     """
     result: dict[str, Any] = {}
@@ -38,7 +40,7 @@ def times(case: str, methods: Sequence[str], batch: int, repeats: int, device: s
     ours: Sums | None = None
     for name in methods:
         try:
-            run = METHODS[name].prepare(*CASES[case].make(batch, device))
+            run = METHODS[name].prepare(*CASES[case].make(batch, batches, device))
             sums = run()
         except Exception as e:  # whatever a library raises on a network that it cannot take
             result[name] = {"reason": " ".join(f"{type(e).__name__}: {e}".split())[:200]}
@@ -55,7 +57,8 @@ def times(case: str, methods: Sequence[str], batch: int, repeats: int, device: s
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
-            result[name]["seconds"].append(time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            result[name]["seconds"].append(seconds / (METHODS[name].batches or batches))
     for name in ready:
         result[name]["median"] = median(result[name]["seconds"])
     return result
@@ -71,7 +74,7 @@ def _difference(sums: dict[str, Tensor], ours: dict[str, Tensor]) -> float:
 
 def count(case: str, batch: int) -> dict[str, Any]:
     """What bounds a pass: parameters, elements of per-sample gradients, operations of forward + backward."""
-    model, x, y = CASES[case].make(batch, "cpu")
+    model, [(x, y)] = CASES[case].make(batch, 1, "cpu")
     parameters = list(model.parameters())
     with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
         # Without oneDNN the LSTM is made of matrix products, which are counted.
@@ -84,16 +87,16 @@ def count(case: str, batch: int) -> dict[str, Any]:
     }
 
 
-def memory(case: str, method: str, batch: int, device: str) -> dict[str, Any]:
+def memory(case: str, method: str, batch: int, batches: int, device: str) -> dict[str, Any]:
     """Bytes that one run needs beyond network, inputs and loaded libraries.
 
     On a CPU the peak of the process's resident set (VmHWM, reset before) less the resident set before, after
     a forward pass of one sample has loaded the kernels; Linux only. On CUDA that of PyTorch's allocator.
     """
-    model, x, y = CASES[case].make(batch, device)
-    run = METHODS[method].prepare(model, x, y)
+    model, data = CASES[case].make(batch, batches, device)
+    run = METHODS[method].prepare(model, data)
     with torch.no_grad():
-        model(x[:1])
+        model(data[0][0][:1])
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         start = torch.cuda.memory_allocated()
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("case", choices=list(CASES))
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated; for memory only one")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -126,9 +130,9 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     with contextlib.redirect_stdout(sys.stderr):
         if a.what == "times":
-            result = times(a.case, a.methods.split(","), a.batch, a.repeats, a.device)
+            result = times(a.case, a.methods.split(","), a.batch, a.batches, a.repeats, a.device)
         elif a.what == "memory":
-            result = memory(a.case, a.methods, a.batch, a.device)
+            result = memory(a.case, a.methods, a.batch, a.batches, a.device)
         else:
             result = count(a.case, a.batch)
     print(json.dumps(result))
