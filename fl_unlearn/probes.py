@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fl_unlearn.batches import check_rows, device_of, evaluating, filled, take_rows, to_device, unpack
-from fl_unlearn.fisher import find_head
+from fl_unlearn.fisher_scope import find_head
 from fl_unlearn.types import ClassScores, MeasureError
 from fl_unlearn.verify import score
 
@@ -42,7 +42,7 @@ def features(
     Args:
         model: Called with a batch's inputs.
         loader: Batches as `batches.unpack` takes them; empty ones are skipped.
-        layer: Name of a module whose output is taken; None: the input of the head (`fisher.find_head`).
+        layer: Name of a module whose output is taken; None: the input of the head (`fisher_scope.find_head`).
         reduce: Makes (B, ...) activations (B, d), for example a mean over positions. None: flattens them.
         device: Where the model is; None: that of its first parameter.
 
