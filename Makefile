@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class bench-store bench-overhead faults clean
+.PHONY: help demo test test-fast check wheel each-class deeper bench-store bench-overhead faults clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ wheel: $(VENV)/.test  ## build the wheel and import it in a clean environment ou
 each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and several at once (tables)
 	$(BIN)/python -m simulations.figures.each_class --out outputs/each-class $(ARGS)
 	$(BIN)/python -m simulations.figures.each_class --holders 2 --out outputs/several-classes 1,9 0,1,2 3,5,8 $(ARGS)
+
+deeper: $(VENV)/.sim  ## CIFAR-10: what is left of a class after each way to forget it, beside retraining (ARGS="--data FOLDER")
+	$(BIN)/python -m simulations.figures.deeper $(ARGS)
 
 bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside loops and copies (30 GB of disk)
 	$(BIN)/python -m simulations.benchmarks.store $(ARGS)
