@@ -4,10 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class deeper bench-store bench-overhead faults clean
+.PHONY: help demo test test-fast check wheel each-class reference-share deeper
+.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, " + v + " was found; name another with: make PYTHON=python3.12")'
@@ -22,6 +23,11 @@ $(VENV)/.sim: pyproject.toml | $(BIN)/python
 $(VENV)/.test: pyproject.toml | $(VENV)/.sim
 	@echo "Installing what the tests need ..."
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.sim
+	@echo "Installing the libraries that the Fisher benchmark compares with ..."
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, write a report (ARGS="--help" for more)
@@ -46,14 +52,23 @@ each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and
 	$(BIN)/python -m simulations.figures.each_class --out outputs/each-class $(ARGS)
 	$(BIN)/python -m simulations.figures.each_class --holders 2 --out outputs/several-classes 1,9 0,1,2 3,5,8 $(ARGS)
 
-deeper: $(VENV)/.sim  ## CIFAR-10: what is left of a class after each way to forget it, beside retraining (ARGS="--data FOLDER")
-	$(BIN)/python -m simulations.figures.deeper $(ARGS)
+reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes from a part of its samples
+	$(BIN)/python -m simulations.figures.reference_share $(ARGS)
+
+deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retraining (ARGS="--data FOLDER"; hours)
+	$(BIN)/python -m simulations.figures.deeper --out outputs/deeper $(ARGS)
 
 bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside loops and copies (30 GB of disk)
 	$(BIN)/python -m simulations.benchmarks.store $(ARGS)
 
 bench-overhead: $(VENV)/.sim  ## what recording costs a training run, on the simulation engine (table and JSON)
 	$(BIN)/python -m simulations.benchmarks.overhead $(ARGS)
+
+bench-fisher: $(VENV)/.bench  ## Fisher diagonals beside a backward pass, torch.func, BackPACK and Opacus (table and JSON)
+	$(BIN)/python -m simulations.benchmarks.fisher $(ARGS)
+
+bench-ledger: $(VENV)/.sim  ## a class request from the clients' ledgers beside computing it (ARGS="--data FOLDER")
+	$(BIN)/python -m simulations.benchmarks.ledger $(ARGS)
 
 faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
 	$(BIN)/python -m simulations.faults $(ARGS)

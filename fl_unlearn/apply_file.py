@@ -14,11 +14,12 @@ from typing import IO
 import numpy as np
 import torch
 
-from fl_unlearn.dampen import DampeningUpdate, Entry, check_fits, dampen_flat
+from fl_unlearn.dampen import DampeningUpdate, change_flat, check_fits
 from fl_unlearn.files import Bytes, read_into
 from fl_unlearn.store import CheckpointStore, Runs, changed
 from fl_unlearn.tensor_file import FileInfo, Layout, Segment, read_layout
 from fl_unlearn.types import CorruptCheckpointError, TensorSpec, dtype_name
+from fl_unlearn.update import Change
 
 SHARE_IN_PLACE = 0.25
 """In place, changed bytes are written twice (prepared, then put in place): above this share, copying wins."""
@@ -108,16 +109,16 @@ class _Work:
             return None
         limit = SHARE_IN_PLACE * self.layout.size - len(self.header)
         touched = [
-            (number, segment, self.update.entries[segment.name])
+            (number, segment, self.update.changes[segment.name])
             for number, segment in enumerate(self.layout.segments, start=1)
-            if segment.name in self.update.entries
+            if segment.name in self.update.changes
         ]
-        spans = [_spans(entry, segment) for _, segment, entry in touched]
+        spans = [_spans(change, segment) for _, segment, change in touched]
         if sum(end - start for some in spans for start, end in some) > limit:
             return None
         runs: Runs = [(0, self.header)]
-        for (number, segment, entry), some in zip(touched, spans, strict=True):
-            data = self._changed(number, segment, entry)
+        for (number, segment, change), some in zip(touched, spans, strict=True):
+            data = self._changed(number, segment, change)
             runs += [(segment.start + start, bytes(data[start:end])) for start, end in some]
         return runs
 
@@ -125,8 +126,8 @@ class _Work:
         """The successor's bytes, from the first to the last; the next piece overwrites one."""
         yield self.header
         for number, segment in enumerate(self.layout.segments, start=1):
-            if (entry := self.update.entries.get(segment.name)) is not None:
-                yield self._changed(number, segment, entry)
+            if (change := self.update.changes.get(segment.name)) is not None:
+                yield self._changed(number, segment, change)
                 continue
             sha = sha256()
             for at in range(0, segment.size, _PIECE):
@@ -135,11 +136,11 @@ class _Work:
                 yield piece
             self._check(number, sha.digest())
 
-    def _changed(self, number: int, segment: Segment, entry: Entry) -> memoryview:
+    def _changed(self, number: int, segment: Segment, change: Change) -> memoryview:
         """A tensor's bytes after the update; checked before."""
         data = self._read(segment.start, segment.size)
         self._check(number, sha256(data).digest())
-        dampen_flat(torch.frombuffer(data, dtype=segment.dtype or torch.uint8), entry)
+        change_flat(torch.frombuffer(data, dtype=segment.dtype or torch.uint8), change)
         self.after[number] = sha256(data).digest()
         return data
 
@@ -157,10 +158,12 @@ class _Work:
             raise changed(f"{self.where} ({what})", digest.hex(), self.digests[number].hex())
 
 
-def _spans(entry: Entry, segment: Segment) -> list[tuple[int, int]]:
-    """The bytes of a tensor that hold its selected elements, near ones together: (start, end), ascending."""
+def _spans(change: Change, segment: Segment) -> list[tuple[int, int]]:
+    """The bytes of a tensor that change, near ones together: (start, end), ascending."""
+    if change.erasure is not None or change.entry is None:
+        return [(0, segment.size)]
     size = _item(segment)
-    starts = entry.indices.numpy().astype(np.int64) * size
+    starts = change.entry.indices.numpy().astype(np.int64) * size
     breaks = np.flatnonzero(np.diff(starts) > size + _GAP)
     first = starts[np.concatenate(([0], breaks + 1))]
     last = starts[np.concatenate((breaks, [len(starts) - 1]))] + size

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .types import FisherError
 
@@ -193,19 +194,6 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without a graph; every module's mode and every buffer is put back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), buffers_kept(model):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 def filled(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
     """The batches of ``loader`` that have a sample, as `unpack` gives them."""
     for batch in loader:
@@ -229,6 +217,28 @@ def module_problem(m: nn.Module) -> str | None:
     if rate > 0 or isinstance(m, nn.RReLU):
         return "is in training mode and draws at random: call model.eval()"
     return None
+
+
+@contextmanager
+def evaluating(model: nn.Module, hooks: Iterable[RemovableHandle] = ()) -> Iterator[None]:
+    """In eval mode and without a graph; afterwards modes and buffers are as before, and ``hooks`` removed.
+
+    Raises:
+        FisherError: If a module mixes samples even then.
+    """
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        problems = [f"{n or 'the model'} {p}" for n, m in model.named_modules() if (p := module_problem(m))]
+        if problems:
+            raise FisherError("; ".join(problems))
+        with torch.no_grad(), buffers_kept(model):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes.items():
+            module.training = training
 
 
 def _from_mapping(batch: Mapping[Any, Any]) -> tuple[Any, Any]:

@@ -2,21 +2,13 @@
 
 The rule (arXiv 2408.08493; dampening after Foster et al., AAAI 2024, arXiv 2308.07707): wherever
 F_forget > t * F_reference,  theta <- theta * min(1, lambda * F_reference / F_forget).
-The update depends on no model's values, so one update serves every model of the same shape.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -29,138 +21,20 @@ from fl_unlearn.types import (
     UpdateError,
     signature_of,
 )
+from fl_unlearn.update import Change, DampeningUpdate, Entry, ErasedLayer
 
-FORMAT = "fl-unlearn-update/1"
-_HEADER = "fl_unlearn"
+__all__ = [
+    "DampeningUpdate",
+    "Entry",
+    "apply_to_module",
+    "apply_update",
+    "build_update",
+    "change_flat",
+    "check_fits",
+]
+
 _MARK = "_fl_unlearn_applied"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The elements of one tensor that an update multiplies.
-
-    Attributes:
-        indices: Positions in the flattened tensor, strictly ascending, int32 or int64, shape (k,).
-        factors: What each is multiplied by, float32 in [0, 1), shape (k,).
-        spec: Shape and dtype of the tensor the entry belongs to.
-    """
-
-    indices: torch.Tensor
-    factors: torch.Tensor
-    spec: TensorSpec
-
-
-@dataclass(frozen=True)
-class DampeningUpdate:
-    """One FIUn update: what every affected model multiplies, and how it was chosen.
-
-    Attributes:
-        entries: Tensor name to the elements selected in it; tensors without any are absent.
-        threshold: The t of FIUn.
-        dampening: The lambda of FIUn.
-    """
-
-    entries: Mapping[str, Entry]
-    threshold: float
-    dampening: float = 1.0
-
-    @property
-    def selected(self) -> int:
-        """Number of elements that the update changes."""
-        return sum(e.indices.numel() for e in self.entries.values())
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the update's content, in hexadecimal: its name in ledgers and checkpoints."""
-        sha = hashlib.sha256(self.header().encode())
-        for name in sorted(self.entries):
-            entry = self.entries[name]
-            sha.update(entry.indices.to(torch.int64).contiguous().numpy().tobytes())
-            sha.update(entry.factors.contiguous().numpy().tobytes())
-        return sha.hexdigest()
-
-    def variant(self, threshold: float, dampening: float | None = None) -> DampeningUpdate:
-        """The update for a larger threshold or a smaller dampening, without any Fisher.
-
-        A factor f at dampening lambda belongs to F_forget / F_reference = lambda / f, which decides about
-        any larger threshold, and factors are proportional to lambda. So one update stands for a whole grid.
-
-        Raises:
-            UpdateError: If entries would be missing: a smaller threshold, a larger dampening, or another
-                dampening of an update that caps factors at 1 (threshold < dampening).
-        """
-        lam = self.dampening if dampening is None else dampening
-        capped = lam != self.dampening and self.threshold < self.dampening
-        if threshold < self.threshold or not 0 < lam <= self.dampening or capped:
-            raise UpdateError(
-                f"an update with t = {self.threshold:g}, lambda = {self.dampening:g} does not contain the "
-                f"one with t = {threshold:g}, lambda = {lam:g}; build it from the Fishers"
-            )
-        limit, scale = self.dampening / threshold, lam / self.dampening
-        kept = {}
-        for name, e in self.entries.items():
-            mask = e.factors.double() < limit
-            if bool(mask.any()):
-                kept[name] = Entry(e.indices[mask], (e.factors[mask].double() * scale).float(), e.spec)
-        return DampeningUpdate(kept, float(threshold), float(lam))
-
-    def header(self) -> str:
-        """Everything but the tensors, as canonical JSON."""
-        tensors = {
-            n: {"shape": list(e.spec.shape), "dtype": e.spec.dtype} for n, e in sorted(self.entries.items())
-        }
-        plain = {
-            "format": FORMAT,
-            "threshold": self.threshold,
-            "dampening": self.dampening,
-            "tensors": tensors,
-        }
-        return json.dumps(plain, sort_keys=True, allow_nan=False)
-
-    def to_tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the update: ``i/<name>`` holds indices, ``f/<name>`` factors."""
-        out: dict[str, torch.Tensor] = {}
-        for name, e in self.entries.items():
-            out[f"i/{name}"], out[f"f/{name}"] = e.indices.contiguous(), e.factors.contiguous()
-        return out
-
-    @classmethod
-    def from_tensors(cls, header: str, tensors: Mapping[str, torch.Tensor]) -> DampeningUpdate:
-        """Build an update from what `header` and `to_tensors` gave, checking all of it.
-
-        Raises:
-            UpdateError: If the header or a tensor is malformed, out of range or out of place.
-        """
-        plain = _parse_header(header)
-        expected = {f"{k}/{n}" for n in plain["tensors"] for k in "if"}
-        if expected != set(tensors):
-            raise UpdateError(
-                f"the update's tensors do not match its header: {sorted(expected ^ set(tensors))[:4]}"
-            )
-        entries = {}
-        for name, info in plain["tensors"].items():
-            spec = TensorSpec(tuple(info["shape"]), info["dtype"])
-            entries[name] = _checked_entry(name, tensors[f"i/{name}"], tensors[f"f/{name}"], spec)
-        return cls(entries, plain["threshold"], plain["dampening"])
-
-    def to_bytes(self) -> bytes:
-        """One standard safetensors file."""
-        return safetensors.torch.save(self.to_tensors(), metadata={_HEADER: self.header()})
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> DampeningUpdate:
-        """Read what `to_bytes` wrote, checking all of it.
-
-        Raises:
-            UpdateError: If the bytes are not a well-formed update.
-        """
-        try:
-            tensors = safetensors.torch.load(data)
-            size = int.from_bytes(data[:8], "little")
-            header = json.loads(data[8 : 8 + size])["__metadata__"][_HEADER]
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
-            raise UpdateError(f"not an fl-unlearn update file: {e}") from e
-        return cls.from_tensors(header, tensors)
+_PIECE = 1 << 22  # values of an erased tensor computed in float64 at a time
 
 
 def build_update(
@@ -170,6 +44,7 @@ def build_update(
     threshold: float,
     dampening: float = 1.0,
     signature: Signature,
+    erasures: Mapping[str, ErasedLayer] | None = None,
 ) -> DampeningUpdate:
     """Select and scale: the FIUn update for one pair of Fisher diagonals.
 
@@ -181,6 +56,7 @@ def build_update(
         threshold: The t of FIUn, > 0.
         dampening: The lambda of FIUn, > 0.
         signature: The model's tensors, to record shapes and dtypes of those the update touches.
+        erasures: Layer name to what is erased in it before; the Fishers are then those of the erased model.
 
     Returns:
         The update; elements whose factor would be 1 are left out.
@@ -202,7 +78,7 @@ def build_update(
         entry = _select(name, forget[name], reference[name], threshold, dampening, signature[name])
         if entry is not None:
             entries[name] = entry
-    return DampeningUpdate(entries, float(threshold), float(dampening))
+    return DampeningUpdate(entries, float(threshold), float(dampening), erasures or {})
 
 
 def _select(
@@ -230,9 +106,9 @@ def _select(
 def apply_update(
     state: StateDict, update: DampeningUpdate, *, in_place: bool = False, applied: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """Multiply the selected elements of a model.
+    """Fold the erasures into a model and multiply the selected elements.
 
-    Everything is checked before anything is changed. Tensors that share memory are dampened once in place.
+    Everything is checked before anything is changed. Tensors that share memory are changed once in place.
 
     Args:
         state: The model's tensors.
@@ -255,32 +131,50 @@ def apply_update(
     out = dict(state)
     seen: set[tuple[int, int]] = set()
     with torch.no_grad():
-        for name, entry in update.entries.items():
+        for name, change in update.changes.items():
             tensor = state[name].detach()
             if in_place:
                 key = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()))
                 if key in seen:
                     continue
                 seen.add(key)
-                tensor.copy_(_dampened(tensor, entry))
+                tensor.copy_(_changed(tensor, change))
             else:
-                out[name] = _dampened(tensor, entry)
+                out[name] = _changed(tensor, change)
     return out
 
 
-def _dampened(tensor: torch.Tensor, entry: Entry) -> torch.Tensor:
+def _changed(tensor: torch.Tensor, change: Change) -> torch.Tensor:
     flat = tensor.flatten().clone()
-    dampen_flat(flat, entry)
+    change_flat(flat, change)
     return flat.reshape(tensor.shape)
 
 
-def dampen_flat(flat: torch.Tensor, entry: Entry) -> None:
-    """Multiply the selected elements of one flattened tensor, in place."""
-    indices = entry.indices.to(flat.device, torch.int64)
+def change_flat(flat: torch.Tensor, change: Change) -> None:
+    """Change one flattened tensor, in place: its erasure first, then its selected elements."""
+    if change.erasure is not None:
+        _erase_flat(flat, change)
+    if change.entry is None:
+        return
+    indices = change.entry.indices.to(flat.device, torch.int64)
     # Half precision is multiplied in float32, so that a factor is not rounded before it is used.
     wide = torch.promote_types(flat.dtype, torch.float32)
-    values = flat.index_select(0, indices).to(wide).mul_(entry.factors.to(flat.device, wide))
+    values = flat.index_select(0, indices).to(wide).mul_(change.entry.factors.to(flat.device, wide))
     flat.index_copy_(0, indices, values.to(flat.dtype))
+
+
+def _erase_flat(flat: torch.Tensor, change: Change) -> None:
+    """W <- T W and b <- T b + (I - T) mu; a mean m that a normalisation subtracts: m <- m - (I - T) mu."""
+    erasure = change.erasure
+    assert erasure is not None
+    rows = flat.reshape(len(erasure.mean), -1)  # a view: each column is mapped on its own
+    shift = erasure.shift.to(flat.device)[:, None]
+    if change.role == "running_mean":
+        rows.copy_(rows.double() - shift)
+        return
+    for piece in torch.split(rows, max(1, _PIECE // len(rows)), dim=1):
+        mapped = erasure.linear(piece.double())
+        piece.copy_(mapped + shift if change.role == "bias" else mapped)
 
 
 def apply_to_module(model: nn.Module, update: DampeningUpdate) -> None:
@@ -300,46 +194,13 @@ def check_fits(update: DampeningUpdate, model: Signature) -> None:
 
     A floating dtype other than the recorded one is accepted: Flower's strategies widen dtypes between rounds.
     """
-    for name, entry in update.entries.items():
+    for name, change in update.changes.items():
         if name not in model:
             raise UpdateError(f"the update names {name!r}, which this model does not have")
         spec = model[name]
         floats = spec.dtype in SIGNATURE_DTYPES and SIGNATURE_DTYPES[spec.dtype].is_floating_point
-        if spec.shape != entry.spec.shape or not floats:
+        if spec.shape != change.spec.shape or not floats:
             raise UpdateError(
-                f"the update was made for {name!r} as {entry.spec.dtype}{list(entry.spec.shape)}, "
+                f"the update was made for {name!r} as {change.spec.dtype}{list(change.spec.shape)}, "
                 f"this model has {spec.dtype}{list(spec.shape)}"
             )
-
-
-def _parse_header(header: str) -> dict[str, Any]:
-    try:
-        plain = json.loads(header)
-        known = plain["format"] == FORMAT
-        numbers = [plain["threshold"], plain["dampening"]]
-        good = all(isinstance(v, int | float) and math.isfinite(v) and v > 0 for v in numbers)
-        for info in plain["tensors"].values():
-            good &= info["dtype"] in SIGNATURE_DTYPES and SIGNATURE_DTYPES[info["dtype"]].is_floating_point
-            good &= all(isinstance(s, int) and s >= 0 for s in info["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
-        raise UpdateError(f"the update's header is malformed: {e!r}") from e
-    if not known:
-        raise UpdateError(f"the update has format {plain['format']!r}; this version reads {FORMAT!r}")
-    if not good:
-        raise UpdateError("the update's header has a threshold, dampening, shape or dtype out of range")
-    return dict(plain)
-
-
-def _checked_entry(name: str, indices: torch.Tensor, factors: torch.Tensor, spec: TensorSpec) -> Entry:
-    if indices.dtype not in (torch.int32, torch.int64) or factors.dtype != torch.float32:
-        raise UpdateError(f"the update's entry {name!r} has dtypes {indices.dtype}, {factors.dtype}")
-    if indices.dim() != 1 or indices.shape != factors.shape or indices.numel() == 0:
-        raise UpdateError(
-            f"the update's entry {name!r} has {indices.numel()} indices, {factors.numel()} factors"
-        )
-    wide = indices.to(torch.int64)
-    if bool((wide[1:] <= wide[:-1]).any()) or int(wide[0]) < 0 or int(wide[-1]) >= math.prod(spec.shape):
-        raise UpdateError(f"the update's entry {name!r} has indices out of order or out of range")
-    if not bool(((factors >= 0) & (factors < 1)).all()):
-        raise UpdateError(f"the update's entry {name!r} has factors outside [0, 1)")
-    return Entry(indices, factors, spec)

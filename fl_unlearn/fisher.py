@@ -48,8 +48,8 @@ class FisherCollector:
             these groups is in the result even when it has no sample. None: every class that occurs.
         num_classes: C, if known; needed when there is no data and the model has no head.
         device: Where the model is; batches are moved there. None: that of the model's first parameter.
-        memory: Bytes that activations, gradients and temporary tensors may take outside a head, beside the
-            model and the sums; larger batches are taken in parts, of one sample at least.
+        memory: Bytes that activations and temporary tensors may take outside a head, beside the model, the
+            sums and one sample's gradients; larger batches are taken in parts, of one sample at least.
         true_samples: For kind "true" outside a head: labels drawn for each sample, whose mean is an unbiased
             estimate; each takes a backward pass. None, or the number of classes or more: exact, one for each
             class.
@@ -165,10 +165,9 @@ def fisher_diagonal(
 ) -> FisherSums:
     """Sums of squared gradients over a data set, per class. The model is left as it was.
 
-    A head z = W h + b whose output is the model's needs one forward pass and no backward; other scopes, and
-    heads that are tied or used twice, one of both for each batch. Parameters that are used in a way without a
-    formula take per-sample gradients by ``torch.func``, which is slow, and a warning names them. Memory grows
-    with one accumulator per class kept apart, not with the data.
+    A head z = W h + b whose output is the model's needs one forward pass and no backward; other parameters
+    one of both, but for uses without a formula: these take per-sample gradients by ``torch.func``, which is
+    slow, and a warning names them. Memory grows with one accumulator per class kept apart, not with the data.
 
     Args:
         model: See `FisherCollector`, as for all that is not said here.
@@ -180,7 +179,7 @@ def fisher_diagonal(
         num_classes: C, if known; needed when the loader is empty and the model has no head.
         device: Where the model is; batches are moved there.
         dtype: Of the result; sums are formed in float64.
-        memory: Bytes that activations, gradients and temporary tensors may take; see `FisherCollector`.
+        memory: Bytes that activations and temporary tensors may take; see `FisherCollector`.
         true_samples: For kind "true" outside a head: labels drawn for each sample; None: exact.
         reference_share: Estimate the sums of `types.REST` from a random part of its rows: a share (float) or
             a number (int) of them, for which the loader is gone through twice; see `fisher_sample.Thinning`.

@@ -19,11 +19,10 @@ from torch.nn import functional
 _ARGUMENTS = inspect.signature(functional.multi_head_attention_forward)
 
 
-def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+def attention(*args: Any, **kwargs: Any) -> Any:
     """Takes and returns what ``multi_head_attention_forward`` does.
 
-    Raises:
-        NotImplementedError: For dropout, static keys or values, and shapes that do not fit together.
+    It returns NotImplemented for dropout, static keys or values, and shapes that do not fit together.
     """
     bound = _ARGUMENTS.bind(*args, **kwargs)
     bound.apply_defaults()
@@ -31,7 +30,8 @@ def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     batched = a.query.dim() == 3
     if not batched:
         _add_batch(a)
-    _check(a)
+    if not _fits(a):
+        return NotImplemented
     first = {id(t): t.transpose(0, 1) for t in (a.query, a.key, a.value)}  # the same stay the same
     q, k, v = _projected(a, *(first[id(t)] for t in (a.query, a.key, a.value)))
     causal = a.is_causal and a.key_padding_mask is None and not a.need_weights
@@ -59,20 +59,20 @@ def attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _add_batch(a: SimpleNamespace) -> None:
-    if any(t.dim() != 2 for t in (a.query, a.key, a.value)):
-        raise NotImplementedError("query, key and value must have equally many dimensions, 2 or 3")
     one = {id(t): t.unsqueeze(1) for t in (a.query, a.key, a.value)}
     a.query, a.key, a.value = (one[id(t)] for t in (a.query, a.key, a.value))
     if a.key_padding_mask is not None:
         a.key_padding_mask = a.key_padding_mask.unsqueeze(0)
 
 
-def _check(a: SimpleNamespace) -> None:
+def _fits(a: SimpleNamespace) -> bool:
     if a.static_k is not None or a.static_v is not None or (a.training and a.dropout_p > 0):
-        raise NotImplementedError("dropout and static keys or values")
+        return False
+    if any(t.dim() != 3 for t in (a.query, a.key, a.value)):
+        return False
     (length, n, size), (other, *_) = a.query.shape, a.key.shape
     masks = [(length, other), (n * a.num_heads, length, other)]
-    fits = (
+    return (
         a.key.shape[:2] == a.value.shape[:2] == (other, n)
         and size == a.embed_dim_to_check
         and size % a.num_heads == 0
@@ -81,8 +81,6 @@ def _check(a: SimpleNamespace) -> None:
         and (a.key_padding_mask is None or a.key_padding_mask.shape == (n, other))
         and not (a.is_causal and a.attn_mask is None)
     )
-    if not fits:
-        raise NotImplementedError("shapes do not fit together")
 
 
 def _projected(a: SimpleNamespace, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:

@@ -28,7 +28,7 @@ Padding = Sequence[int | tuple[int, int]]
 
 _ROWS = 256  # samples whose squares are summed in float32 before float64 takes over: error below 1e-5
 _PAIRS = 2  # positions up to which pairs are cheaper than products
-_BLOCK = {"cpu": 1 << 17, "cuda": 1 << 26}  # elements of a block of gradients; on a CPU, half its L2 cache
+_BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}  # elements of a block of gradients; on a CPU, 1 MB
 _LONG = 1 << 14  # elements from which squares are added sample by sample, in one pass over memory
 _ROW_BYTES = 48  # temporaries per element of a row: gathered, upcast, scaled, and the factors of pairs
 
@@ -56,8 +56,8 @@ def _blocks(x: Tensor, g: Tensor, rows: Tensor, at_once: int) -> Iterator[tuple[
         if 1e-8 < top < 1e8 or not math.isfinite(top):
             yield left, right, 1.0
         else:
-            exponent = math.frexp(top)[1]
-            yield left, torch.ldexp(right, torch.tensor(-exponent)), 2.0 ** (2 * exponent)
+            exponent = max(-100, min(100, math.frexp(top)[1]))
+            yield left, right * 2.0**-exponent, 2.0 ** (2 * exponent)
 
 
 def _add_pairs(x: Tensor, g: Tensor, total: Tensor, factor: float) -> None:
@@ -66,7 +66,11 @@ def _add_pairs(x: Tensor, g: Tensor, total: Tensor, factor: float) -> None:
     pairs = list(itertools.combinations_with_replacement(range(x.shape[2]), 2))
     right = torch.cat([x[:, :, p] * x[:, :, q] for p, q in pairs])
     left = torch.cat([g[:, :, p] * g[:, :, q] * (2 - (p == q)) for p, q in pairs])
-    total.baddbmm_(left.permute(1, 2, 0), right.transpose(0, 1), alpha=factor)
+    left, right = left.permute(1, 2, 0), right.transpose(0, 1)
+    if total.is_contiguous():
+        total.baddbmm_(left, right, alpha=factor)
+    else:  # the tap of a kernel: baddbmm_ would copy it to and fro
+        total.add_(torch.bmm(left, right), alpha=factor)
 
 
 def _add_products(x: Tensor, g: Tensor, total: Tensor, factor: float, budget: int) -> None:
@@ -74,13 +78,18 @@ def _add_products(x: Tensor, g: Tensor, total: Tensor, factor: float, budget: in
     n, groups, _, k = x.shape
     limit = min(_block(x.device), budget // (3 * x.element_size()))
     width = max(1, min(total.shape[1], limit // (groups * k)))
-    at_once = max(1, limit // (groups * width * k))
+    width = math.ceil(total.shape[1] / math.ceil(total.shape[1] / width))
+    at_once = max(1, min(n, limit // (groups * width * k)))
+    # Rows a multiple of 1 KiB apart share cache sets: products of few positions were 4 times slower.
+    room = x.new_empty(at_once * groups * width, k + 16 if k % 256 == 0 else k)[:, :k]
     for low in range(0, total.shape[1], width):
         part = total[:, low : low + width]
         squares = x.new_zeros(part.shape)
         for some in range(0, n, at_once):
-            left = g[some : some + at_once, :, :, low : low + width].flatten(0, 1)
-            product = left.mT @ x[some : some + at_once].flatten(0, 1)
+            left = g[some : some + at_once, :, :, low : low + width].mT.flatten(0, 1)
+            right = x[some : some + at_once].flatten(0, 1)
+            product = torch.unflatten(room[: len(left) * left.shape[1]], 0, (len(left), -1))
+            torch.bmm(left, right, out=product)
             _add_squares_of(torch.unflatten(product, 0, (-1, groups)), squares)
         part.add_(squares, alpha=factor)
 
@@ -233,12 +242,12 @@ class ConvUse(Use):
             axes.append(axis)
         return [_Tap(*((..., *of) for of in zip(*tap, strict=True))) for tap in itertools.product(*axes)]
 
-    # Nanoseconds on one core; only their ratio counts.
+    # Nanoseconds on one core, per part; only their ratio counts.
     def _cost_of_taps(self, taps: list[_Tap], n: int) -> float:
         numel = self.shape[0] * self.shape[1]
-        cost = 40e3 * len(taps)
-        for tap in taps:
-            p = tap.positions
+        cost = 0.0
+        for p in (tap.positions for tap in taps):
+            cost += 40e3 + 2.5 * numel
             if p <= _PAIRS:
                 cost += n * numel * 0.05 * p * (p + 1) / 2
             else:
@@ -246,8 +255,9 @@ class ConvUse(Use):
         return cost
 
     def _cost_of_gradients(self, n: int, at_once: int) -> float:
-        positions = math.prod(self.g.shape[2:])
-        return n * (math.prod(self.shape) * (0.35 + positions / 80) + 40e3 / min(n or 1, at_once))
+        numel, positions = math.prod(self.shape), math.prod(self.g.shape[2:])
+        flops = positions / (45 if numel == self.shape[0] * self.shape[1] else 80)
+        return numel * 0.5 + n * numel * (0.35 + flops) + 60e3 * math.ceil(n / at_once)
 
 
 class _Tap(NamedTuple):

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.overrides import TorchFunctionMode
 
 from .fisher_attention import attention
+from .fisher_recurrence import Recurrence
 from .fisher_recurrent import CELLS, RECURRENT, recurrent
 
 
@@ -48,58 +49,52 @@ class _Decompose(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        replacement = self._replacement(func)
-        if replacement is not None:
-            try:
-                return replacement(*args, **(kwargs or {}))
-            except NotImplementedError:
-                pass
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = NotImplemented
+        if func in RECURRENT and not kwargs:
+            out = self._recurrent(RECURRENT[func], *args)
+        elif func in CELLS and not kwargs:
+            x, h, w_ih, w_hh, *biases = args
+            out = CELLS[func](x, h, (w_ih, w_hh), biases or (None, None))
+        elif func is functional.multi_head_attention_forward:
+            out = attention(*args, **kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
         if func is torch._pack_padded_sequence:
             padded, _, batch_first = args
             self.padded[id(out[0])] = out[0], padded.shape[1 if batch_first else 0]
         return out
 
-    def _replacement(self, func: Any) -> Callable[..., Any] | None:
-        if func in RECURRENT:
-            return lambda *args: self._recurrent(func, *args)
-        if func in CELLS:
-            return lambda x, h, w_ih, w_hh, *b: CELLS[func](x, h, (w_ih, w_hh), b or (None, None))
-        return attention if func is functional.multi_head_attention_forward else None
-
     def remember(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note what a module is given: torch's function is not told the order of packed samples."""
         self.given = args[0] if args and isinstance(args[0], PackedSequence) else None
 
-    def _recurrent(self, func: Any, *args: Any) -> tuple[Tensor, ...]:
+    def _recurrent(self, kind: type[Recurrence], *args: Any) -> Any:
         packed = isinstance(args[3], Sequence)
-        x, states, weights, has_biases, layers, dropout, train, bidirectional = (
-            args[:1] + args[1 + packed :][:7]
-        )
+        if packed:
+            x, sizes, states, weights, has_biases, layers, dropout, train, bidirectional = args
+        else:
+            x, states, weights, has_biases, layers, dropout, train, bidirectional, batch_first = args
         if layers > 1 and dropout and train:
-            raise NotImplementedError("dropout")
+            return NotImplemented
         states = states if isinstance(states, Sequence) else (states,)
 
-        def run(x: Tensor, states: Sequence[Tensor], live: Tensor | None = None) -> list[Tensor]:
-            if x.shape[1] == 0:
-                raise NotImplementedError("no steps")
-            return list(
-                recurrent(RECURRENT[func], x, states, weights, has_biases, layers, bidirectional, live)
-            )
+        def run(x: Tensor, states: Sequence[Tensor], live: Tensor | None = None) -> Any:
+            return recurrent(kind, x, states, weights, has_biases, layers, bidirectional, live)
 
         if packed:
-            return self._packed(run, x, args[1], states)
-        batch_first = args[8]
-        out, *last = run(x if batch_first else x.transpose(0, 1), states)
+            return self._packed(run, x, sizes, states)
+        x = x if batch_first else x.transpose(0, 1)
+        if x.shape[1] == 0:
+            return NotImplemented
+        out, *last = run(x, states)
         return (out if batch_first else out.transpose(0, 1), *last)
 
-    def _packed(
-        self, run: Callable[..., list[Tensor]], data: Tensor, sizes: Tensor, states: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The samples padded to one length, and in their own order."""
+    def _packed(self, run: Callable[..., Any], data: Tensor, sizes: Tensor, states: Sequence[Tensor]) -> Any:
+        """As a batch padded to one length, its samples in their own order."""
         given = self.given
         if given is None or given.data is not data:
-            raise NotImplementedError("packed sequences of unknown order")
+            return NotImplemented  # who knows in which order these are
         length = self.padded[id(data)][1] if id(data) in self.padded else len(sizes)
         x, lengths = pad_packed_sequence(given, True, total_length=length)
         live = torch.arange(length, device=x.device)[:, None, None] < lengths.to(x.device)[:, None]

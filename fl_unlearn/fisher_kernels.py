@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import check_logits, check_rows, logits_of, take_rows
+from .batches import check_logits, check_rows, logits_of, map_tensors, take_rows
 from .fisher_cotangents import cotangents, direction, draw_labels, weights_of
 from .fisher_fallback import GeneralPath
 from .fisher_groups import GroupSums, split_groups
@@ -79,9 +79,10 @@ class Computation:
                 add_head(self.sums, head, self.kind, h, z, y, groups)
                 return z
             self._judge(reason, name, where)
-        if self.kind == "batch":
-            return self._add_mini_batches(x, y, groups, classes, where)
-        return self._add_backwards(x, y, groups, classes, where)
+        add = self._add_mini_batches if self.kind == "batch" else self._add_backwards
+        with torch.inference_mode(False):  # it allows no gradient, nor do tensors made under it
+            x = map_tensors(lambda t: t.clone() if t.is_inference() else t.detach(), x)
+            return add(x, y, groups, classes, where)
 
     def _judge(self, reason: str | None, name: str, where: str) -> None:
         if reason is None:
@@ -159,7 +160,9 @@ class Computation:
     def _compare(self, x: Any, y: Tensor, classes: int | None, where: str) -> None:
         """Refuse the one pass whatever it gets wrong, by comparing one sample with plain autograd."""
         few, labels = three_rows(x), three_rows(y)
-        u = direction(self._checked(few, labels, classes, where), labels)
+        z = self._checked(few, labels, classes, where)
+        u = direction(z, labels)
+        half = z.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(z.device.type)
         try:
             got = self._squares_of_last(few, u)
             with self.general.differentiable():
@@ -172,7 +175,7 @@ class Computation:
             return
         largest = max(float(g.norm()) for g in want.values())
         for n, square in got.items():
-            dtype = self.sums.parameters[n].dtype
+            dtype = torch.float16 if half else self.sums.parameters[n].dtype
             expected = want[n].double().square_()
             allowed = TOLERANCE.get(dtype, HALF_TOLERANCE) * float(expected.norm())
             allowed += (NOISE.get(dtype, HALF_NOISE) * largest) ** 2

@@ -3,9 +3,8 @@
 Sums per class add, so one pass over the data answers every later request about classes for the same model:
 the forgotten classes' sums are there, and the retained Fisher is the sum of the others.
 
-A file is one line of JSON, which says what it holds for, and then the sums as a safetensors file
-(`FisherSums.to_bytes`, float64). Its name ends in the SHA-256 of its content. A file that is not exactly what
-it should be is logged and taken as absent, never as an answer.
+A file's name says what it is about and ends in the SHA-256 of its content (`fisher_entry`). One that is not
+exactly what it should be is logged and taken as absent, never as an answer.
 """
 
 from __future__ import annotations
@@ -28,16 +27,15 @@ from fl_unlearn.files import (
     LocalFiles,
     disk_errors,
     make_folder,
-    read_exactly,
     write_atomically,
 )
 from fl_unlearn.fisher import FisherCollector, FisherSums, fisher_diagonal, resolve_scope
+from fl_unlearn.fisher_entry import encode_entry, read_entry
 from fl_unlearn.tensor_file import FileInfo, encode_parts
 from fl_unlearn.types import FisherError, StoreError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 _SUFFIX = ".fisher"
 
 
@@ -108,19 +106,7 @@ class FisherLedger:
             head: Name of the head, where it is not the last ``nn.Linear``.
             without: Classes that the sums may lack.
         """
-        about = self._about(model_digest(model), kind, scope, head)
-        start = _name(about)
-        for name in self._entries(start):
-            try:
-                sums, lacking = self._read(name, about)
-                if sums.names != resolve_scope(model, scope, head):
-                    raise FisherError("other parameters are in scope now")
-            except (OSError, StoreError, FisherError) as e:
-                log.warning("%s is not used: %s", self.folder / name, e)
-                continue
-            if lacking <= set(without):
-                return sums
-        return None
+        return self._find(model, kind, scope, head, None, without)
 
     def put(
         self, digest: str, sums: FisherSums, *, head: str | None = None, without: Collection[int] = ()
@@ -140,12 +126,11 @@ class FisherLedger:
         if sums.kind == "batch" or any(g < 0 for g in sums.sums):
             raise FisherError("a ledger keeps sums of samples, every class apart: kind 'batch' does not pool")
         about = self._about(digest, sums.kind, sums.scope, head)
-        header = json.dumps({**about, "without": sorted(set(without))}).encode() + b"\n"
-        data = sums.without(without).to(torch.float64).to_bytes()
-        name = f"{_name(about)}-{_checksum(header, data)}{_SUFFIX}"
+        parts, checksum = encode_entry(about, sums.without(without).to(torch.float64), without)
+        name = f"{_name(about)}-{checksum}{_SUFFIX}"
         with disk_errors(self.folder):
             make_folder(self.folder)
-        write_atomically(self.folder / name, header, data)
+        write_atomically(self.folder / name, *parts)
         with disk_errors(self.folder):
             self._trim(name)
 
@@ -234,14 +219,14 @@ class FisherLedger:
         Raises:
             FisherError: If the Fisher cannot be computed.
         """
-        held = self.get(model, kind=kind, scope=scope, head=head, without=ignored)
+        held = self._find(model, kind, scope, head, classes, ignored)
         if held is not None:
             return held.pooled(classes, ignored), True
         loader: Iterable[Any] = data()
         if keep and reference_share is None and kind != "batch" and self._fits(model, scope, head):
             every = fisher_diagonal(model, loader, kind=kind, scope=scope, head=head, device=device)
+            self._try_to_keep(model_digest(model), every, head, ignored)
             if every.sums:
-                self._try_to_keep(model_digest(model), every, head, ignored)
                 return every.pooled(classes, ignored), False
             loader = ()
         apart = [*classes, *ignored]
@@ -271,9 +256,33 @@ class FisherLedger:
         return len(entries)
 
     # ------------------------------------------------------------------ files
-    def _about(self, digest: str, kind: str, scope: str, head: str | None) -> dict[str, Any]:
-        about = {"kind": kind, "scope": scope, "head": head or "", "model": digest, "data": self.data_key}
-        return {"format": FORMAT, **about}
+    def _about(self, digest: str, kind: str, scope: str, head: str | None) -> dict[str, str]:
+        return {"kind": kind, "scope": scope, "head": head or "", "model": digest, "data": self.data_key}
+
+    def _find(
+        self,
+        model: nn.Module,
+        kind: str,
+        scope: str,
+        head: str | None,
+        apart: Collection[int] | None,
+        without: Collection[int],
+    ) -> FisherSums | None:
+        about = self._about(model_digest(model), kind, scope, head)
+        for name in self._entries(_name(about)):
+            checksum = name.removesuffix(_SUFFIX).rpartition("-")[2]
+            try:
+                size = self._files.size(name)
+                with self._files.reader(name) as file:
+                    sums = read_entry(file, size, about, checksum, apart=apart, without=without)
+                if sums is not None and sums.names != resolve_scope(model, scope, head):
+                    raise FisherError("other parameters are in scope now")
+            except (OSError, StoreError, FisherError) as e:
+                log.warning("%s is not used: %s", self.folder / name, e)
+                continue
+            if sums is not None:
+                return sums
+        return None
 
     def _entries(self, start: str = "", suffix: str = _SUFFIX) -> list[str]:
         try:
@@ -281,29 +290,6 @@ class FisherLedger:
         except StoreError as e:
             log.warning("the ledger is not used: %s", e)
             return []
-
-    def _read(self, name: str, about: dict[str, Any]) -> tuple[FisherSums, set[int]]:
-        with self._files.reader(name) as file:
-            data = read_exactly(file, self._files.size(name))
-        if name != f"{_name(about)}-{_checksum(data)}{_SUFFIX}":
-            raise FisherError("it is damaged: its content is not that which its name was given for")
-        end = data.find(b"\n") + 1
-        header_line, payload = bytes(data[:end]), bytes(memoryview(data)[end:])
-        del data  # it may be large
-        try:
-            header = json.loads(header_line)
-            if header.get("format") != FORMAT:
-                raise FisherError(f"it has format {header.get('format')!r}, this version reads {FORMAT}")
-            without = {int(c) for c in header.pop("without")}
-            if header != about:
-                raise FisherError("it holds for other data")
-            sums = FisherSums.from_bytes(payload)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise FisherError(f"it is no entry of a ledger: {e}") from e
-        sums.validate()
-        if (sums.kind, sums.scope) != (about["kind"], about["scope"]):
-            raise FisherError("its sums are of another kind or scope than it says")
-        return sums, without
 
     def _trim(self, newest: str) -> None:
         """Remove what ``newest`` replaces: entries of its model, and of all but the last models."""
@@ -329,6 +315,8 @@ class FisherLedger:
         return need <= self.max_bytes
 
     def _try_to_keep(self, digest: str, sums: FisherSums, head: str | None, without: Collection[int]) -> None:
+        if not sums.without(without).sums:
+            return
         try:
             self.put(digest, sums, head=head, without=without)
         except StoreError as e:
@@ -339,10 +327,3 @@ def _name(about: dict[str, Any]) -> str:
     """How the names of the entries for one kind, scope, head and model begin."""
     key = json.dumps([about["kind"], about["scope"], about["head"]]).encode()
     return f"{sha256(key).hexdigest()[:16]}-{about['model'][:32]}"
-
-
-def _checksum(*parts: Bytes) -> str:
-    digest = sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()

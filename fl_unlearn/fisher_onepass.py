@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import answer_of, map_tensors, take_rows, tensors_in
+from .batches import answer_of, take_rows, tensors_in
 from .fisher_combine import DerivedUse, combined
 from .fisher_cotangents import propagated
 from .fisher_decompose import decomposed
@@ -118,6 +118,7 @@ class Running:
             v, factors = propagated(u, self.output.dtype, weights)
             self.recorder.arrived = partial(self._arrived, factors, totals, budget, last)
             torch.autograd.grad(self.output, self.recorder.seed, v, retain_graph=not last, allow_unused=True)
+            self.recorder.arrived = None  # no cycle keeps this pass in memory
             for slots in self.slots.values():
                 for slot in slots.values():
                     slot.add_squares(totals, budget)  # what is left where some uses had no gradient
@@ -201,7 +202,7 @@ def _ready(model: nn.Module) -> Iterator[None]:
     try:
         for p, _ in wanted:
             p.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             yield
     finally:
         for p, required in wanted:
@@ -237,7 +238,7 @@ class OnePass:
         key = tuple((t.shape[1:], t.dtype, t.device) for t in tensors_in(x))
         if key not in self._layouts:
             three = three_rows(x)
-            two = _plain(take_rows(three, slice(2)))
+            two = take_rows(three, slice(2))
             with _ready(self.model):
                 with Recorder({}, 2) as first, decomposed(self.model):
                     answer_of(self.model, two)
@@ -263,7 +264,6 @@ class OnePass:
             yield self._forward(x, rows, layout.three if rows == 2 else layout.two)
 
     def _forward(self, x: Any, rows: int, other: Pass) -> Running:
-        x = _plain(x)
         with Recorder(self.served, rows, other) as recorder, decomposed(self.model):
             output = answer_of(self.model, x)
         recorder.complete()
@@ -274,8 +274,3 @@ class OnePass:
 def three_rows(x: Any) -> Any:
     """The first three rows of ``x``, as far as there are; then from the first again."""
     return take_rows(x, torch.arange(3) % len(next(tensors_in(x))))
-
-
-def _plain(x: Any) -> Any:
-    """``x`` without a graph, and fit to be kept for a backward pass."""
-    return map_tensors(lambda t: t.clone() if t.is_inference() else t.detach(), x)

@@ -249,6 +249,7 @@ class Recorder(TorchFunctionMode):
             self._refuse(names, f"{what} does not show which dimension is the samples'")
             return None
         inputs = tuple(x.detach() for x in claim.inputs)
+        claim.inputs = ()  # these have a graph, which has a hook, which has the claim
         versions = tuple(x._version for x in inputs)
         return Recorded(names, value, self._geometry(value, names), claim, inputs, versions, found, what)
 

@@ -72,31 +72,37 @@ class ScaleUse(BroadcastUse):
         super().__init__(g.to(_raised(g.dtype)) * xhat, shape, axis)
 
 
-def batch_norm_use(x: Tensor, mean: Tensor, var: Tensor, eps: float, g: Tensor) -> ScaleUse:
+def _normed(xhat: Tensor, g: Tensor, shape: Sequence[int], axis: int | None = None) -> BroadcastUse:
+    """`ScaleUse` for an ``xhat`` that may be overwritten; a temporary less is a third of the time."""
+    fits = torch.promote_types(xhat.dtype, g.dtype) == xhat.dtype
+    return BroadcastUse(xhat.mul_(g), shape, axis) if fits else ScaleUse(xhat, g, shape, axis)
+
+
+def batch_norm_use(x: Tensor, mean: Tensor, var: Tensor, eps: float, g: Tensor) -> BroadcastUse:
     """Weight of a batch norm (or an instance norm) that normalises with running statistics, shape (C,)."""
     dtype = _raised(x.dtype)
-    view = (-1,) + (1,) * (x.dim() - 2)
-    scale = (var.to(dtype) + eps).rsqrt()
-    return ScaleUse((x.to(dtype) - mean.to(dtype).view(view)).mul_(scale.view(view)), g, mean.shape, 1)
+    use = _normed(x.to(dtype) - mean.to(dtype).view(-1, *(1,) * (x.dim() - 2)), g, mean.shape, 1)
+    use._gradients *= (var.to(dtype) + eps).rsqrt()  # later than by the book, when there is less to scale
+    return use
 
 
-def layer_norm_use(x: Tensor, normalized_shape: Sequence[int], eps: float, g: Tensor) -> ScaleUse:
+def layer_norm_use(x: Tensor, normalized_shape: Sequence[int], eps: float, g: Tensor) -> BroadcastUse:
     """Weight of a layer norm over the last dimensions."""
     xhat = functional.layer_norm(x.to(_raised(x.dtype)), list(normalized_shape), eps=eps)
-    return ScaleUse(xhat, g, normalized_shape)
+    return _normed(xhat, g, normalized_shape)
 
 
-def rms_norm_use(x: Tensor, normalized_shape: Sequence[int], eps: float | None, g: Tensor) -> ScaleUse:
+def rms_norm_use(x: Tensor, normalized_shape: Sequence[int], eps: float | None, g: Tensor) -> BroadcastUse:
     """Weight of an RMS norm over the last dimensions; eps None is that of the input's dtype."""
     eps = torch.finfo(x.dtype).eps if eps is None else eps
     xhat = functional.rms_norm(x.to(_raised(x.dtype)), list(normalized_shape), eps=eps)
-    return ScaleUse(xhat, g, normalized_shape)
+    return _normed(xhat, g, normalized_shape)
 
 
-def group_norm_use(x: Tensor, num_groups: int, eps: float, g: Tensor) -> ScaleUse:
+def group_norm_use(x: Tensor, num_groups: int, eps: float, g: Tensor) -> BroadcastUse:
     """Weight of a group norm, shape (C,); with C groups, of an instance norm by the input's statistics."""
     xhat = functional.group_norm(x.to(_raised(x.dtype)), num_groups, eps=eps)
-    return ScaleUse(xhat, g, x.shape[1:2], 1)
+    return _normed(xhat, g, x.shape[1:2], 1)
 
 
 def prelu_use(x: Tensor, shape: Sequence[int], g: Tensor) -> ScaleUse:

@@ -63,7 +63,10 @@ class FisherSums:
         """Sum and count over the groups in ``labels``; None: all. A group that is absent has no samples."""
         chosen = [g for g in self.sums if labels is None or g in labels]
         shapes = next(iter(self.sums.values()), {})
-        out = {n: sum((self.sums[g][n] for g in chosen), torch.zeros_like(t)) for n, t in shapes.items()}
+        out = {n: torch.zeros_like(t) for n, t in shapes.items()}
+        for g in chosen:
+            for n, total in out.items():
+                total += self.sums[g][n]
         return out, sum(self.counts[g] for g in chosen)
 
     def mean(self, labels: Collection[int] | None = None) -> dict[str, Tensor]:
@@ -103,9 +106,11 @@ class FisherSums:
         if unknown := [c for c in apart if not 0 <= c < self.num_classes]:
             raise FisherError(f"unknown class {unknown[0]} among {self.num_classes} classes, from 0 up")
         own = {REST: [g for g in self.sums if g not in {*apart, *without}], **{c: [c] for c in sorted(apart)}}
-        totals = {g: self.total(members) for g, members in own.items()}
-        sums = {g: total for g, (total, _) in totals.items()}
-        return replace(self, sums=sums, counts={g: count for g, (_, count) in totals.items()})
+        one = {g: m[0] for g, m in own.items() if len(m) == 1 and m[0] in self.sums}
+        totals = {g: self.total(members) for g, members in own.items() if g not in one}
+        totals |= {g: (self.sums[c], self.counts[c]) for g, c in one.items()}
+        sums = {g: totals[g][0] for g in own}
+        return replace(self, sums=sums, counts={g: totals[g][1] for g in own})
 
     def to(self, dtype: torch.dtype) -> FisherSums:
         """These sums in another dtype."""

@@ -231,14 +231,25 @@ def _build(kind: type[T], value: Mapping[str, Any]) -> T:
     return kind(**{f.name: value[f.name] for f in known if f.name in value})
 
 
-def default_caveats(scope: str) -> list[str]:
-    """What accuracies leave open, as sentences for ``not_measured``; ``scope`` is the Fisher's scope."""
+def default_caveats(scope: str, erased: Sequence[str] = ()) -> list[str]:
+    """What accuracies leave open, as sentences for ``not_measured``.
+
+    Args:
+        scope: The Fisher's scope.
+        erased: Layers in whose outputs the classes were erased.
+    """
     changed, features = f"parameters in the scope '{scope}' were", "may still be able to"
     if scope == "head":
         changed, features = "only the last layer was", "can still"
+    probe = f"In the model {changed} changed: a linear probe on the features {features} tell the class."
+    if erased:
+        probe = (
+            f"The classes were erased in the outputs of {', '.join(erased)}, by statistics of few models: "
+            "probes after the activation or in other layers, and of earlier models, may still tell them."
+        )
     return [
         "Membership inference was not measured: it may still show that single samples were trained on.",
         "Feature probes were not measured: accuracy looks at the answers, not at the hidden layers.",
         "Relearning was not measured: a few training steps on a forgotten class may bring it back.",
-        f"In the model {changed} changed: a linear probe on the features {features} tell the class.",
+        probe,
     ]

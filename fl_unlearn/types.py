@@ -1,22 +1,24 @@
 """Requests, settings, results, protocols and errors that every other module speaks.
 
-Nothing here computes; of the package, this module imports only `scores`, which it passes on.
+Nothing here computes; of the package, this module imports only what it passes on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from operator import index
 from typing import Any, Literal, get_args
 
-import torch
-
 from .scores import ClassScores as ClassScores
-
-StateDict = Mapping[str, torch.Tensor]
-"""A model's named tensors, as ``nn.Module.state_dict()`` gives them."""
+from .signatures import SIGNATURE_DTYPES as SIGNATURE_DTYPES
+from .signatures import Signature as Signature
+from .signatures import StateDict as StateDict
+from .signatures import TensorSpec as TensorSpec
+from .signatures import dtype_name as dtype_name
+from .signatures import signature_difference as signature_difference
+from .signatures import signature_of as signature_of
 
 FisherKind = Literal["empirical", "normalized", "true", "batch"]
 FISHER_KINDS: tuple[str, ...] = get_args(FisherKind)
@@ -29,19 +31,6 @@ EXECUTORS: tuple[str, ...] = get_args(Executor)
 
 REST = -1
 """The group under which a client pools every sample that a request does not name."""
-
-SIGNATURE_DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
 
 
 # --------------------------------------------------------------------------- errors
@@ -59,6 +48,10 @@ class SettingsError(UnlearnError, ValueError):
 
 class FisherError(UnlearnError, ValueError):
     """A model or data for which the Fisher diagonal would be meaningless."""
+
+
+class EraseError(UnlearnError, ValueError):
+    """A layer or statistics for which a closed-form erasure would be meaningless."""
 
 
 class UpdateError(UnlearnError, ValueError):
@@ -103,55 +96,6 @@ class MeasureError(UnlearnError, ValueError):
 
 class NotEnoughAnswersError(UnlearnError):
     """Too few clients answered a phase; nothing was changed."""
-
-
-# --------------------------------------------------------------------------- model signatures
-@dataclass(frozen=True)
-class TensorSpec:
-    """Shape and dtype name (such as ``"float32"``) of one tensor of a model."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-Signature = Mapping[str, TensorSpec]
-"""Names, shapes and dtypes of a model's tensors: what two models must share to share an update."""
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Name of a dtype without the ``torch.`` prefix."""
-    return str(dtype).removeprefix("torch.")
-
-
-def signature_of(state: StateDict) -> dict[str, TensorSpec]:
-    """Names, shapes and dtypes of ``state``."""
-    return {n: TensorSpec(tuple(t.shape), dtype_name(t.dtype)) for n, t in state.items()}
-
-
-def signature_difference(expected: Signature, got: Signature) -> str | None:
-    """One sentence on the first differences in names and shapes, or None when they agree.
-
-    Dtypes may differ: Flower's strategies widen them (FedAdam returns float64 for float32 models, FedAvg
-    float64 for integer buffers), so the same model changes its dtypes from round to round.
-    """
-    missing = sorted(set(expected) - set(got))
-    extra = sorted(set(got) - set(expected))
-    changed = [n for n in expected if n in got and expected[n].shape != got[n].shape]
-    if not (missing or extra or changed):
-        return None
-    parts = []
-    if missing:
-        parts.append(f"missing {_some(missing)}")
-    if extra:
-        parts.append(f"unknown {_some(extra)}")
-    for name in changed[:3]:
-        parts.append(f"'{name}' is {list(got[name].shape)} where {list(expected[name].shape)} was expected")
-    return "; ".join(parts)
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    shown = ", ".join(f"'{n}'" for n in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # --------------------------------------------------------------------------- requests
@@ -206,6 +150,12 @@ class UnlearnSettings:
         fisher_kind: Which Fisher diagonal the clients compute (`fisher.fisher_diagonal`).
         fisher_scope: ``"head"``, ``"all"``, or comma-separated parameter names or glob patterns.
         head: Name of the head module when it cannot be found automatically.
+        erase: Hidden layers in whose outputs the classes are erased before the head's dampening: ``"none"``,
+            ``"auto"`` (the last one before the head), or comma-separated names or glob patterns
+            (`erase_layers.find_layers`).
+        erase_strength: How much of each class's covariance with those outputs is erased, above 0, at most 1.
+        erase_snapshots: How many models the statistics are taken on: the current one, and affected earlier
+            global models, evenly spread.
         merge_rule: MFIM rule (`merge.RULES`).
         reference_share: Part of each client's retained samples that its reference Fisher is estimated from:
             a share above 0 and up to 1.0, or a number of samples from 2 up; None: all of them.
@@ -234,6 +184,9 @@ class UnlearnSettings:
     fisher_kind: FisherKind = "normalized"
     fisher_scope: str = "head"
     head: str | None = None
+    erase: str = "none"
+    erase_strength: float = 1.0
+    erase_snapshots: int = 1
     merge_rule: str = "max"
     reference_share: float | int | None = None
     threshold: float | None = None
@@ -263,6 +216,12 @@ class UnlearnSettings:
             )
         if not self.fisher_scope.strip():
             raise SettingsError("fisher_scope is empty; use 'head', 'all' or names such as 'fc1.*,fc2.*'")
+        if not self.erase.strip():
+            raise SettingsError("erase is empty; use 'none', 'auto' or names such as 'fc' or 'features.*'")
+        if not 0 < self.erase_strength <= 1:
+            raise SettingsError(f"erase_strength must be above 0, at most 1, got {self.erase_strength!r}")
+        if self.erase_snapshots < 1:
+            raise SettingsError(f"erase_snapshots must be at least 1, got {self.erase_snapshots}")
         if not self.candidates:
             raise SettingsError("candidates is empty; give at least one threshold")
         for t in (*self.candidates, *(() if self.threshold is None else (self.threshold,))):
@@ -288,6 +247,27 @@ class UnlearnSettings:
         if self.force and self.threshold is None:
             raise SettingsError("force needs a fixed threshold; with candidates there is none to insist on")
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> UnlearnSettings:
+        """Settings by the name of what they are for (`PRESETS`), with some of them changed.
+
+        Args:
+            name: ``"fast"``: only the head is changed, in one question to the clients before calibration; the
+                features stay as they were. ``"deep"``: the classes are erased in the last hidden layer too,
+                for one more question; a linear probe on the features then finds them less.
+            **changes: Settings that are to differ from the preset's.
+
+        Raises:
+            SettingsError: If there is no preset of that name.
+        """
+        _one_of("preset", name, tuple(PRESETS))
+        return cls(**{**PRESETS[name], **changes})
+
+    @property
+    def erases(self) -> bool:
+        """Whether hidden layers are erased in."""
+        return self.erase.strip() != "none"
+
     @property
     def thresholds(self) -> tuple[float, ...]:
         """The thresholds to score, ascending: the fixed one, or the candidates."""
@@ -303,6 +283,10 @@ class UnlearnSettings:
         """Plain values for JSON, which knows no infinity: a timeout that never ends is None."""
         plain = {**asdict(self), "candidates": list(self.candidates), "dampenings": list(self.dampenings)}
         return plain | {"timeout": self.timeout if math.isfinite(self.timeout) else None}
+
+
+PRESETS: dict[str, dict[str, Any]] = {"fast": {}, "deep": {"erase": "auto"}}
+"""What `UnlearnSettings.preset` changes in the defaults, by name."""
 
 
 def share_problem(share: float | int | None) -> str | None:

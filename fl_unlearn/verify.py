@@ -43,7 +43,8 @@ def score_candidates(
 ) -> list[ClassScores]:
     """Score a model under several candidate updates in one pass over the data; the model is not changed.
 
-    Updates that touch only the head cost one matrix product each: the features are computed once.
+    Updates of only the head cost one matrix product each: the features are computed once, and once more for
+    all that share their erasures.
 
     Args:
         model: A classifier; its mode is restored afterwards.
@@ -142,36 +143,62 @@ Predictor = Callable[[Any], list[torch.Tensor]]
 
 def _predictor(model: nn.Module, updates: Sequence[DampeningUpdate | None], head: str | None) -> Predictor:
     """A function from inputs to one tensor of logits per update, by the cheapest way that is exact."""
-    names = {n for u in updates if u is not None for n in u.entries}
-    if not names:
+    if all(u is None or u.empty for u in updates):
         return lambda x: [model(x)] * len(updates)
-
-    def state_of(update: DampeningUpdate | None) -> StateDict | None:
-        return None if update is None else apply_update(model.state_dict(), update)
 
     def in_full(x: Any) -> list[torch.Tensor]:
         # One candidate's tensors at a time: all of them would be many models in memory.
-        return [_call(model, state_of(update), x) for update in updates]
+        state = model.state_dict()
+        return [_call(model, None if u is None else apply_update(state, u), x) for u in updates]
 
     try:
         prefix, module = find_head(model, head)
     except FisherError:
         return in_full
-    if any(n.rpartition(".")[0] != prefix for n in names):
+    bodies = _bodies(model, updates, prefix)
+    if bodies is None:
         return in_full
-    states = [state_of(update) for update in updates]  # these share all tensors but the head's
-    probe = next(i for i, u in enumerate(updates) if u is not None and u.entries)
+    probe = next(i for i, u in enumerate(updates) if u is not None and not u.empty)
     exact: bool | None = None
 
     def by_head(x: Any) -> list[torch.Tensor]:
         nonlocal exact
-        logits = None if exact is False else _through_head(model, prefix, module, states, x)
+        logits = None if exact is False else _through_head(model, prefix, module, bodies, x)
         if logits is not None and exact is None:
             # The features may depend on the head's weight too, where the model uses it once more.
-            exact = _same(_call(model, states[probe], x), logits[probe])
+            state = next(states[probe] for _, states in bodies if probe in states)
+            exact = _same(_call(model, state, x), logits[probe])
         return logits if logits is not None and exact else in_full(x)
 
     return by_head
+
+
+Body = tuple[StateDict | None, dict[int, StateDict | None]]
+"""What some updates share (None: the model as it is), and by its number each one's whole state."""
+
+
+def _bodies(model: nn.Module, updates: Sequence[DampeningUpdate | None], prefix: str) -> list[Body] | None:
+    """Updates with the same erasures together; None when one changes something else before the head."""
+    state, groups = model.state_dict(), dict[tuple[int, ...], Body]()
+    for i, update in enumerate(updates):
+        if update is None or update.empty:
+            groups.setdefault((), (None, {}))[1][i] = None
+            continue
+        entries = DampeningUpdate(update.entries, update.threshold, update.dampening)
+        erased = [n for e in update.erasures.values() for n in (e.weight, e.shift)]
+        if any(n.rpartition(".")[0] != prefix for n in entries.changes) or any(
+            n.rpartition(".")[0] == prefix for n in erased
+        ):
+            return None
+        key = tuple(id(e.erasure) for e in update.erasures.values())
+        if key not in groups:
+            alone = DampeningUpdate({}, update.threshold, update.dampening, update.erasures)
+            groups[key] = (apply_update(state, alone) if key else None, {})
+        body, states = groups[key]
+        states[i] = apply_update(
+            state if body is None else body, entries
+        )  # shares all but the head's tensors
+    return list(groups.values())
 
 
 def _call(model: nn.Module, state: StateDict | None, x: Any) -> torch.Tensor:
@@ -182,24 +209,26 @@ def _call(model: nn.Module, state: StateDict | None, x: Any) -> torch.Tensor:
 
 
 def _through_head(
-    model: nn.Module, prefix: str, head: nn.Linear, states: Sequence[StateDict | None], x: Any
+    model: nn.Module, prefix: str, head: nn.Linear, bodies: Sequence[Body], x: Any
 ) -> list[torch.Tensor] | None:
-    """Each candidate head on the same features; None when the head's output is not the model's."""
-    features: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, args: features.extend(args))
+    """Each candidate head on its body's features; None when the head's output is not the model's."""
+    out: dict[int, torch.Tensor] = {}
     at = f"{prefix}." if prefix else ""
-    try:
-        logits = cast(torch.Tensor, model(x))
-    finally:
-        hook.remove()
-    if len(features) != 1 or not _same(functional.linear(features[0], head.weight, head.bias), logits):
-        return None
-    return [
-        logits
-        if state is None
-        else functional.linear(features[0], state[f"{at}weight"], state.get(f"{at}bias"))
-        for state in states
-    ]
+    for body, states in bodies:
+        features: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, args, features=features: features.extend(args))
+        try:
+            logits = _call(model, body, x)
+        finally:
+            hook.remove()
+        if len(features) != 1 or not _same(functional.linear(features[0], head.weight, head.bias), logits):
+            return None
+        for i, state in states.items():
+            out[i] = logits
+            if state is not None:
+                weight, bias = state[f"{at}weight"], state.get(f"{at}bias")
+                out[i] = functional.linear(features[0], weight, bias)
+    return [out[i] for i in range(len(out))]
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -1,10 +1,11 @@
-"""Networks whose squared gradients come from one forward and one backward pass, and the data to run them on."""
+"""Networks whose squared gradients come from one forward and one backward pass, with data."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ Case = tuple[nn.Module, Tensor]
 NETWORKS: dict[str, Callable[[], Case]] = {}
 
 
-def network(make: Callable[[], Case]) -> Callable[[], Case]:
+def network(make: Callable[[], Case], name: str = "") -> Callable[[], Case]:
     def seeded() -> Case:
         with torch.random.fork_rng():
             torch.manual_seed(5)
@@ -33,7 +34,7 @@ def network(make: Callable[[], Case]) -> Callable[[], Case]:
                 model(x)  # pruning keeps the last weight, and a copy of the model needs it without a graph
         return model, x
 
-    NETWORKS[make.__name__] = seeded
+    NETWORKS[name or make.__name__] = seeded
     return seeded
 
 
@@ -91,10 +92,15 @@ def drawn_sequences(seed: int) -> Case:
     x = torch.randn(draw.choice([1, 2, 5]), *(draw.choice([2, 3]) for _ in range(draw.choice([1, 2]))), width)
     for _ in range(3):
         out = draw.choice([4, 6])
-        layers += [nn.Linear(width, out, bias=draw.random() < 0.7), draw.choice([nn.LayerNorm(out), nn.RMSNorm(out)])]
+        layers += [
+            nn.Linear(width, out, bias=draw.random() < 0.7),
+            draw.choice([nn.LayerNorm(out), nn.RMSNorm(out)]),
+        ]
         layers.append(draw.choice([nn.GELU(), nn.PReLU(), nn.ReLU(inplace=True)]))
         width = out
-    model = nn.Sequential(*layers, Fn(lambda m, x: m.fc(x.flatten(1, -2).mean(1)), fc=nn.Linear(width, CLASSES)))
+    model = nn.Sequential(
+        *layers, Fn(lambda m, x: m.fc(x.flatten(1, -2).mean(1)), fc=nn.Linear(width, CLASSES))
+    )
     for p in model.parameters():
         p.requires_grad_(draw.random() < 0.8)
     model[-1].fc.weight.requires_grad_(True)
@@ -103,10 +109,8 @@ def drawn_sequences(seed: int) -> Case:
 
 for _seed in range(5):
     for _dims in (1, 2, 3):
-        network(lambda dims=_dims, seed=_seed: drawn_convolutions(dims, seed)).__name__
-        NETWORKS[f"conv{_dims}d_{_seed}"] = NETWORKS.pop("<lambda>")
-    network(lambda seed=_seed: drawn_sequences(seed))
-    NETWORKS[f"sequence_{_seed}"] = NETWORKS.pop("<lambda>")
+        network(partial(drawn_convolutions, _dims, _seed), f"conv{_dims}d_{_seed}")
+    network(partial(drawn_sequences, _seed), f"sequence_{_seed}")
 
 
 # --------------------------------------------------------------------------- where the samples are
@@ -157,13 +161,91 @@ def bags() -> Case:
     )
 
 
+# --------------------------------------------------------------------------- recurrent and attention
+class Text(nn.Module):
+    """A text classifier: embedding, a recurrent layer, a head on its last output."""
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, rnn.input_size, padding_idx=0)
+        self.rnn = rnn
+        width = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
+        self.fc = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        if self.rnn.batch_first:
+            return self.fc(self.rnn(h)[0].mean(1))
+        return self.fc(self.rnn(h.transpose(0, 1))[0][-1])
+
+
+def words(n: int = 3, length: int = 5) -> Tensor:
+    return torch.randint(0, 11, (n, length))
+
+
+@network
+def lstm() -> Case:
+    return Text(nn.LSTM(4, 3, batch_first=True)), words()
+
+
+@network
+def lstm_of_two_layers_both_ways_projected_time_first() -> Case:
+    return Text(nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2)), words(5, 5)
+
+
+@network
+def gru_of_two_layers() -> Case:
+    return Text(nn.GRU(4, 3, 2, batch_first=True)), words(1)
+
+
+@network
+def plain_recurrence() -> Case:
+    return Text(nn.RNN(4, 3, bias=False)), words()
+
+
+@network
+def recurrent_cell() -> Case:
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        h = x.new_zeros(len(x), 3)
+        for step in x.unbind(1):
+            h = m.cell(step, h)
+        return m.fc(h)
+
+    return Fn(forward, cell=nn.GRUCell(4, 3), fc=nn.Linear(3, CLASSES)), torch.randn(4, 4, 4)
+
+
+@network
+def attention_to_other_sequences() -> Case:
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        h = m.b(x.transpose(0, 1), *[x.transpose(0, 1).flip(0)[..., :3]] * 2)[0][0]
+        return m.fc(h + m.a(x, x, x, need_weights=False)[0][:, 0])
+
+    attention = nn.MultiheadAttention(4, 2, kdim=3, vdim=3, add_bias_kv=True)
+    parts = {"a": nn.MultiheadAttention(4, 2, batch_first=True), "b": attention, "fc": nn.Linear(4, CLASSES)}
+    return Fn(forward, **parts), torch.randn(3, 3, 4)
+
+
+@network
+def transformer() -> Case:
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        h = m.embed(x) + m.places[:, : x.shape[1]]
+        return m.fc(m.decoder(h[:, :2], m.encoder(h)).mean(1))
+
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 6, batch_first=True), 2)
+    decoder = nn.TransformerDecoderLayer(4, 2, 6, batch_first=True, norm_first=True)
+    parts = {"embed": nn.Embedding(11, 4), "encoder": encoder, "decoder": decoder, "places": weight(1, 9, 4)}
+    return Fn(forward, **parts, fc=nn.Linear(4, CLASSES)), words()
+
+
 # --------------------------------------------------------------------------- used more than once
 @network
 def called_twice_with_different_shapes() -> Case:
     def forward(m: Fn, x: Tensor) -> Tensor:
         return m.fc(torch.tanh(m.a(x)).mean(1) + m.a(x[:, 0]) + m.norm(m.a(x[:, :2]))[:, 1])
 
-    return Fn(forward, a=nn.Linear(4, 4), norm=nn.LayerNorm(4), fc=nn.Linear(4, CLASSES)), torch.randn(3, 3, 4)
+    return Fn(forward, a=nn.Linear(4, 4), norm=nn.LayerNorm(4), fc=nn.Linear(4, CLASSES)), torch.randn(
+        3, 3, 4
+    )
 
 
 @network

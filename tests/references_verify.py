@@ -14,9 +14,15 @@ from fl_unlearn.types import ClassScores
 
 
 def dampened_model(model: nn.Module, update: DampeningUpdate | None) -> nn.Module:
-    """A copy with the update's elements multiplied; a tied tensor once."""
+    """A copy with the update's erasures folded in, then its elements multiplied; a tied tensor once."""
     model = copy.deepcopy(model)
     done = set()
+    for erased in update.erasures.values() if update is not None else ():
+        e, state = erased.erasure, model.state_dict()
+        dense = torch.eye(len(e.mean), dtype=torch.float64) - e.strength * e.a @ e.b.T
+        weight, bias = state[erased.weight], state[erased.shift]
+        weight.copy_((dense @ weight.flatten(1).double()).reshape(weight.shape))
+        bias.copy_(dense @ (bias.double() - e.mean) + e.mean)
     for name, entry in update.entries.items() if update is not None else ():
         tensor = model.state_dict()[name]
         if tensor.data_ptr() in done:

@@ -19,6 +19,7 @@ from fl_unlearn import apply_file
 from fl_unlearn.apply import stage
 from fl_unlearn.apply_file import Job, prepare
 from fl_unlearn.dampen import DampeningUpdate, Entry, apply_update
+from fl_unlearn.erase import Erasure
 from fl_unlearn.operations import OperationLedger
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import CheckpointStore
@@ -30,6 +31,7 @@ from fl_unlearn.types import (
     UpdateError,
     signature_of,
 )
+from fl_unlearn.update import ErasedLayer
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool]
 
@@ -54,6 +56,40 @@ def models(draw: Callable[..., Any]) -> tuple[dict[str, torch.Tensor], Dampening
 
 def written(store: CheckpointStore, state: dict[str, torch.Tensor]) -> Job:
     return Job("m", 1, store.write("m", state, ("0" * 64,)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_an_update_that_erases(
+    share: float, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weight and the constant part change wholly, in the file as in memory; all else stays."""
+    torch.manual_seed(0)
+    shapes = {
+        "body.weight": (700, 30),
+        "conv.weight": (6, 4, 3, 3),
+        "bn.running_mean": (6,),
+        "out.bias": (3,),
+    }
+    state = {n: torch.randn(s).to(dtype) for n, s in shapes.items()}
+    specs = signature_of(state)
+    basis = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0]
+    made = Erasure(basis, basis.clone(), torch.randn(6, dtype=torch.float64), 0.5)
+    where = ("conv.weight", "bn.running_mean", "running_mean")
+    layer = ErasedLayer(made, *where, specs[where[0]], specs[where[1]])
+    entry = Entry(torch.tensor([1, 7]), torch.tensor([0.5, 0.0]), specs["conv.weight"])
+    update = DampeningUpdate({"conv.weight": entry}, 1.0, 1.0, {"conv": layer})
+    monkeypatch.setattr(apply_file, "SHARE_IN_PLACE", share)
+    store = CheckpointStore(tmp_path)
+    prepared = prepare(store, written(store, state), update)
+    assert prepared.in_place is (share == 10.0) or share == 0.25
+    store.promote("m")
+    got = store.read("m")
+    assert got.info == prepared.after
+    torch.testing.assert_close(got.state, apply_update(state, update), rtol=0, atol=0)
+    assert {n for n in state if not torch.equal(state[n], got.state[n])} == set(where[:2])
+    assert float(got.state["conv.weight"].flatten()[7]) == 0.0
+    assert prepare(store, Job("m", 1, got.info), update).after is None
 
 
 @given(case=models(), share=st.sampled_from([0.0, 0.25, 10.0]))

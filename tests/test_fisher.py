@@ -141,12 +141,17 @@ def test_cotangents_agree_with_their_definitions(logits: list[float], data: st.D
     e = p - nn.functional.one_hot(y, len(logits))
     torch.testing.assert_close(fisher_cotangents.residual(z, y), e)
     assert abs(float(fisher_cotangents.residual(z, y).sum())) < 1e-15
-    torch.testing.assert_close(fisher_cotangents.direction(z, y).norm(), torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(
-        fisher_cotangents.direction(z, y) * fisher_cotangents.residual(z, y).norm(), fisher_cotangents.residual(z, y)
+        fisher_cotangents.direction(z, y).norm(), torch.tensor(1.0, dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        fisher_cotangents.direction(z, y) * fisher_cotangents.residual(z, y).norm(),
+        fisher_cotangents.residual(z, y),
     )
     each = sum(u.square() for u in fisher_cotangents.cotangents("true", z, y))
-    torch.testing.assert_close(fisher_cotangents.squared_cotangents("true", z, y), each, rtol=1e-12, atol=1e-300)
+    torch.testing.assert_close(
+        fisher_cotangents.squared_cotangents("true", z, y), each, rtol=1e-12, atol=1e-300
+    )
 
 
 # --------------------------------------------------------------------------- nothing is changed

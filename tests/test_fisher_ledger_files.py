@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from cases import PROBLEMS, Problem
 from fisher_checks import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_checks import exact, fill
 
-from fl_unlearn.fisher_ledger import FORMAT, FisherLedger, _checksum
+from fl_unlearn.fisher import FisherSums
+from fl_unlearn.fisher_entry import FORMAT, encode_entry
+from fl_unlearn.fisher_ledger import FisherLedger
 
 
 @pytest.fixture
@@ -59,32 +65,60 @@ def test_a_damaged_file_is_never_an_answer(mlp: Problem, tmp_path: Path, data: s
     assert ledger.get(mlp.model) is not None, "it is written anew"
 
 
-def forged(ledger: FisherLedger, p: Problem, change: Callable[[dict[str, object]], object]) -> None:
-    """An entry with another header, or other sums, and a name that fits its content."""
+def payload(sums: FisherSums) -> bytes:
+    return b"".join(bytes(part) for part in encode_entry({}, sums, ())[0][1:])
+
+
+def forged(ledger: FisherLedger, change: Callable[[dict[str, Any]], object]) -> None:
+    """An entry with another first line, or other sums, and a name that fits its content."""
     (path,) = ledger.folder.iterdir()
-    line, _, payload = path.read_bytes().partition(b"\n")
-    header = json.loads(line)
-    payload = change(header) or payload
-    content = json.dumps(header).encode() + b"\n" + payload
+    line, _, rest = path.read_bytes().partition(b"\n")
+    own = json.loads(line)
+    other = change(own)
+    content = json.dumps(own).encode() + b"\n" + (other if isinstance(other, bytes) else rest)
     path.unlink()
-    (ledger.folder / f"{path.name.rsplit('-', 1)[0]}-{_checksum(content)}.fisher").write_bytes(content)
+    start = path.name.rpartition("-")[0]
+    (ledger.folder / f"{start}-{sha256(content).hexdigest()}.fisher").write_bytes(content)
+
+
+def negative(_: object) -> bytes:
+    sums = run(PROBLEMS["mlp"]())
+    return payload(replace(sums, sums={g: {n: -t for n, t in s.items()} for g, s in sums.sums.items()}))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h: h.update(format=FORMAT + 1), f"has format {FORMAT + 1}, this version reads {FORMAT}"),
-        (lambda h: h.update(data="another"), "holds for other data"),
-        (lambda h: h.update(model="another"), "holds for other data"),
-        (lambda h: h.pop("without"), "no entry of a ledger"),
-        (lambda h: b"nothing", "no Fisher sums"),
-        (lambda h: run(PROBLEMS["mlp"](), kind="true").to_bytes(), "another kind or scope"),
-        (lambda h: run(PROBLEMS["mlp_without_bias"]()).to_bytes(), "other parameters"),
+        (lambda own: own.update(format=FORMAT + 1), f"has format {FORMAT + 1}, this version reads {FORMAT}"),
+        (lambda own: own["about"].update(data="another"), "for other data"),
+        (lambda own: own["about"].update(model="another"), "another model"),
+        (lambda own: own.pop("lacking"), "no entry of a ledger: KeyError"),
+        (lambda own: own.update(names=["fc2.weight"]), "do not go together"),
+        (lambda own: own["counts"].pop("0"), "do not go together"),
+        (lambda own: own["names"].reverse(), "other parameters"),
+        (lambda own: own.update(num_classes=1), "do not go together"),
+        (lambda own: b"nothing", "no entry of a ledger: CorruptCheckpointError"),
+        (lambda own: payload(run(PROBLEMS["mlp_without_bias"]())), "do not go together"),
+        (lambda own: payload(run(PROBLEMS["mlp"]()).to(torch.float32)), "is not float64"),
+        (negative, "0 or more"),
     ],
-    ids=["newer", "data", "model", "header", "payload", "kind", "names"],
+    ids=[
+        "newer",
+        "data",
+        "model",
+        "line",
+        "names",
+        "groups",
+        "order",
+        "classes",
+        "torn",
+        "other",
+        "dtype",
+        "sign",
+    ],
 )
 def test_a_foreign_file_is_no_answer(
-    change: Callable[[dict[str, object]], object],
+    change: Callable[[dict[str, Any]], object],
     message: str,
     mlp: Problem,
     tmp_path: Path,
@@ -92,7 +126,7 @@ def test_a_foreign_file_is_no_answer(
 ) -> None:
     ledger = FisherLedger(tmp_path, "data")
     fill(ledger, mlp)
-    forged(ledger, mlp, change)
+    forged(ledger, change)
     assert ledger.get(mlp.model) is None
     assert message in caplog.text
     assert ledger.answer(mlp.model, mlp.batches, classes=[0])[1] is False

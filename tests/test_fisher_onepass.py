@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from cases_fisher import CLASSES, NETWORKS, labels
+from cases_fisher import NETWORKS, labels
 from fisher_checks import close
 from references import reference_fisher
 from torch import nn

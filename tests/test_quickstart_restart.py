@@ -24,7 +24,7 @@ from fl_unlearn_quickstart import outputs
 CONFIG: dict[str, Any] = {
     **{"resume-from": "", "num-server-rounds": 3, "forget-classes": "3", "forget-clients": ""},
     **{"forget-after-round": 0, "threshold": "auto", "fisher-kind": "normalized", "fisher-scope": "head"},
-    **{"merge-rule": "max", "reference": "shared", "timeout": 9.0},
+    **{"preset": "fast", "merge-rule": "max", "reference": "shared", "timeout": 9.0},
 }
 
 

@@ -287,6 +287,7 @@ def test_caveats_tell_what_the_scope_leaves() -> None:
     )
     assert not any("last layer" in c for c in default_caveats("all"))
     assert any("'all'" in c for c in default_caveats("all"))
+    assert any("erased in the outputs of fc1, fc2" in c for c in default_caveats("head", ("fc1", "fc2")))
 
 
 def test_written_files_and_links(tmp_path: Path) -> None:

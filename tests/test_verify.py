@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import UserDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fl_unlearn.dampen import DampeningUpdate, build_update
+from fl_unlearn.erase import Erasure
 from fl_unlearn.fisher import resolve_scope
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, CorruptCheckpointError, FisherError, UpdateError, signature_of
+from fl_unlearn.update import ErasedLayer
 from fl_unlearn.verify import score, score_candidates, score_checkpoints, score_state
 
 
@@ -123,6 +126,48 @@ def test_updates_of_different_tensors_together() -> None:
     check_candidates(p, [*updates, None], None)
     check_candidates(p, [DampeningUpdate({}, 1.0), updates[1]], None)
     check_candidates(p, [DampeningUpdate({}, 1.0)], None)
+
+
+def erasing(model: nn.Module, layer: str, update: DampeningUpdate, seed: int = 0) -> DampeningUpdate:
+    """The same update after a random erasure in one layer."""
+    state, g = model.state_dict(), torch.Generator().manual_seed(seed)
+    weight, bias = f"{layer}.weight", f"{layer}.bias"
+    d = len(state[bias])
+    a, b = torch.linalg.qr(torch.randn(d, 2, generator=g, dtype=torch.float64))[0], torch.rand(2)
+    a, b = a * (1 + b), a / (1 + b)
+    mean = torch.randn(d, generator=g, dtype=torch.float64)
+    specs = signature_of(state)
+    layer_ = ErasedLayer(Erasure(a, b, mean), weight, bias, "bias", specs[weight], specs[bias])
+    return replace(update, erasures={layer: layer_})
+
+
+def test_candidates_that_erase() -> None:
+    p = cases.PROBLEMS["mlp"]()
+    heads = [make_update(p.model, ["fc2.weight", "fc2.bias"], seed) for seed in range(3)]
+    first, second = erasing(p.model, "fc1", heads[0]), erasing(p.model, "fc1", heads[0], 1)
+    variants = [first, replace(first, entries=heads[1].entries), replace(first, entries={})]
+    check_candidates(p, [None, *variants, heads[2], second, DampeningUpdate({}, 1.0)], None)
+    body = erasing(p.model, "fc1", make_update(p.model, ["fc1.weight", "fc2.bias"]))
+    check_candidates(p, [None, body, *variants], None)
+    check_candidates(p, [erasing(p.model, "fc2", heads[0]), None], None)
+    for end in ENDS.values():
+        torch.manual_seed(3)
+        model = end().eval()
+        layer = "body" if hasattr(model, "body") else "fc1"
+        own = cases.Problem(model, torch.randn(11, 6), cases.labels(11, 4), 4, ())
+        update = erasing(model, layer, make_update(model, resolve_scope(model, "head")))
+        check_candidates(own, [update, None, replace(update, entries={})], None)
+
+
+def test_features_are_computed_once_for_all_that_erase_alike() -> None:
+    p = cases.PROBLEMS["mlp"]()
+    calls: list[int] = []
+    p.model.fc1.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr, operator]
+    first = erasing(p.model, "fc1", make_update(p.model, ["fc2.weight"]))
+    updates = [replace(make_update(p.model, ["fc2.weight"], s), erasures=first.erasures) for s in range(20)]
+    batches = p.batches(3)
+    score_candidates(p.model, batches, [None, *updates])
+    assert len(calls) == 2 * len(batches) + 1
 
 
 def test_features_are_computed_once_for_candidates_of_the_head() -> None:

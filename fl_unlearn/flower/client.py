@@ -11,6 +11,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl_unlearn.batches import sample
+from fl_unlearn.batches import sample, take_rows, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.erase_layers import Hidden, find_layers
 from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher import fisher_diagonal
-from fl_unlearn.fisher_scope import find_head
 from fl_unlearn.fisher_ledger import FisherLedger
-from fl_unlearn.flower import records
+from fl_unlearn.fisher_scope import find_head
+from fl_unlearn.flower import records, statistics
+from fl_unlearn.layer_stats import layer_sums
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
     FisherError,
     ModelMismatchError,
     RequestError,
     UnlearnError,
-    UpdateError,
     signature_difference,
     signature_of,
 )
@@ -55,7 +57,7 @@ def partition_name(context: Context) -> str:
 
 
 class Responder:
-    """Answers the plug-in's four questions: who are you, Fisher, scores, apply.
+    """Answers the plug-in's questions: who are you, Fisher, statistics of hidden layers, scores, apply.
 
     Args:
         model: Builds the project's model; called with no argument or with the Context.
@@ -90,6 +92,7 @@ class Responder:
             records.FISHER: self.fisher,
             records.SCORE: self.scores,
             records.APPLY: self.apply,
+            records.STATISTICS: self.statistics,
         }[action]
         try:
             record = records.read_head(message.content)
@@ -106,9 +109,7 @@ class Responder:
     def fisher(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Fisher sums of the model in the message over this client's training data, or from its ledger."""
         model, names = self._load(records.read_model(content), context)
-        named = records.list_of(record, "clients")
-        classes = records.ints(record, "classes") if not named or client in named else []
-        ignored = sorted(set(records.ints(record, "ignored")) - set(classes))
+        classes, ignored = _groups(client, record)
         head, share = str(record["head"]) or None, record.get("reference-share")
         self._check_classes(model, classes, head)
 
@@ -138,6 +139,31 @@ class Responder:
         if unknown := [c for c in classes if c >= count]:
             raise RequestError(f"unknown class {unknown[0]}: the model has the classes 0 to {count - 1}")
 
+    def statistics(
+        self, client: str, record: ConfigRecord, content: RecordDict, context: Context
+    ) -> RecordDict:
+        """Sums of one hidden layer's outputs in each model of the message, over local training data."""
+        (classes, ignored), head = _groups(client, record), str(record["head"]) or None
+        layers: list[Hidden] = []
+        seconds, sums = 0.0, []
+        for i in range(records.ints(record, "models")[0]):
+            model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
+            self._check_classes(model, classes, head)
+            batches = iter(_split(self.data(context))[0])
+            first = next((b for b in batches if len(unpack(b)[1])), None)
+            if first is None:  # without a sample to run, nothing is known of the model
+                return statistics.write(client, statistics.Statistics(), seconds)
+            started = time.perf_counter()
+            if not layers:
+                rows = to_device(take_rows(unpack(first)[0], slice(2)), self.device)
+                layers = find_layers(model, rows, str(record["erase"]), head=head)
+            at = layers[records.ints(record, "position")[0]].layer
+            data = chain([first], batches)
+            sums.append(layer_sums(model, data, [at], classes, ignored=ignored, device=self.device)[at])
+            seconds += time.perf_counter() - started
+        theirs = tuple(replace(h, weight=names[h.weight], shift=names[h.shift]) for h in layers)
+        return statistics.write(client, statistics.Statistics(theirs, tuple(sums)), seconds)
+
     def scores(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Scores of each model in the message, as it is and under each candidate, on local data."""
         thresholds, dampenings = (records.list_of(record, key) for key in ("thresholds", "dampenings"))
@@ -153,18 +179,11 @@ class Responder:
         seconds, rows = 0.0, []
         for i in range(records.ints(record, "models")[0]):
             model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
-            candidates = [None, *(base.variant(t, lam) for t, lam in grid)] if base else [None]
-            renamed = [_rename(u, names) for u in candidates]
+            own = base.renamed({theirs: name for name, theirs in names.items()}) if base else None
+            candidates = [None, *(own.variant(t, lam) for t, lam in grid)] if own else [None]
+            head = str(record["head"]) or None
             started = time.perf_counter()
-            rows.append(
-                score_candidates(
-                    model,
-                    batches,
-                    renamed,
-                    device=self.device,
-                    head=str(record["head"]) or None,
-                )
-            )
+            rows.append(score_candidates(model, batches, candidates, device=self.device, head=head))
             seconds += time.perf_counter() - started
         return records.write_scores(client, rows, seconds)
 
@@ -192,7 +211,7 @@ class Responder:
             return
         for name, arrays in list(context.state.array_records.items()):
             own = records.signature(arrays)
-            if any(n not in own or own[n].shape != e.spec.shape for n, e in update.entries.items()):
+            if any(n not in own or own[n].shape != c.spec.shape for n, c in update.changes.items()):
                 yield {"copy": f"context.state[{name!r}]", "status": "skipped: not the whole model"}
                 continue
             state = apply_update(records.to_state(arrays), update)
@@ -306,18 +325,15 @@ def forgotten_classes(
     )
 
 
+def _groups(client: str, record: ConfigRecord) -> tuple[list[int], list[int]]:
+    """The classes that a question asks of this client, and those whose samples it leaves out."""
+    named = records.list_of(record, "clients")
+    classes = records.ints(record, "classes") if not named or client in named else []
+    return classes, sorted(set(records.ints(record, "ignored")) - set(classes))
+
+
 def _split(data: Any) -> tuple[Any, ...]:
     """(training, held-out) when ``data`` is a pair of loaders, else (training,)."""
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], torch.Tensor):
         return tuple(part for part in data if part is not None)
     return (data,)
-
-
-def _rename(update: DampeningUpdate | None, names: dict[str, str]) -> DampeningUpdate | None:
-    if update is None:
-        return None
-    own = {theirs: name for name, theirs in names.items()}
-    unknown = sorted(set(update.entries) - set(own))
-    if unknown:
-        raise UpdateError(f"the update names tensors that this model does not have: {unknown[:4]}")
-    return DampeningUpdate({own[n]: e for n, e in update.entries.items()}, update.threshold, update.dampening)

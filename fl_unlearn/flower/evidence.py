@@ -8,42 +8,52 @@ import torch
 
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import records
-from fl_unlearn.lineage import NodeKind
+from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.merge import FisherPart
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import REST, ForgetRequest, NotEnoughAnswersError, RequestError
 
+Counts = Mapping[str, Mapping[int, int]]
+"""Client to group (a requested class, or the rest) to how much it holds of it."""
 
-def holders(request: ForgetRequest, store: RunStore, fishers: Mapping[str, FisherSums]) -> dict[str, int]:
-    """Clients that hold what is to be forgotten, with their number of samples.
+
+def holders(
+    request: ForgetRequest, store: RunStore, counts: Counts, num_classes: int | None = None
+) -> dict[str, int]:
+    """Clients that hold what is to be forgotten, with how much they hold.
+
+    Args:
+        request: The request.
+        store: The run's store.
+        counts: What each client that answered says it holds.
+        num_classes: How many classes the model has, where that is known.
 
     Raises:
         RequestError: If a class or client is unknown, nobody holds a class, or nothing would be retained.
         NotEnoughAnswersError: If a named client did not answer.
     """
     classes, clients = request.classes, request.clients
-    known = {*fishers, *store.clients().values()}
+    known = {*counts, *store.clients().values()}
     unknown = [c for c in clients if c not in known]
     if unknown:
         raise RequestError(f"unknown clients {unknown}; known: {', '.join(sorted(known))}")
-    absent = [c for c in clients if c not in fishers]
+    absent = [c for c in clients if c not in counts]
     if absent:
         raise NotEnoughAnswersError(f"the named clients {absent} did not answer; nothing was changed")
-    count = next(iter(fishers.values())).num_classes
     for label in classes:
-        if label >= count:
-            raise RequestError(f"unknown class {label}: the model has the classes 0 to {count - 1}")
+        if num_classes is not None and label >= num_classes:
+            raise RequestError(f"unknown class {label}: the model has the classes 0 to {num_classes - 1}")
     for label in classes:
-        if not any(f.counts.get(label) for f in fishers.values()):
+        if not any(held.get(label) for held in counts.values()):
             whom = f"of the clients {', '.join(clients)}" if clients else "that answered"
             raise RequestError(f"no client {whom} holds class {label}; check the class and the clients")
-    if not any(f.counts.get(REST) for f in fishers.values()):
+    if not any(held.get(REST) for held in counts.values()):
         raise RequestError(
             "nothing would be retained: the request covers every class that the clients hold. "
             "To forget everything, start again from an untrained model"
         )
-    held = {client: sum(sums.counts.get(c, 0) for c in classes) for client, sums in fishers.items()}
-    return {client: samples for client, samples in held.items() if samples}
+    held = {client: sum(own.get(c, 0) for c in classes) for client, own in counts.items()}
+    return {client: amount for client, amount in held.items() if amount}
 
 
 def lineage(
@@ -102,13 +112,21 @@ def earlier_models(
     store: RunStore, affected: Iterable[str], holders: Collection[str], most: int
 ) -> list[dict[str, torch.Tensor]]:
     """Affected global models before the current one, evenly spread, and two of the holders' updates."""
-    kept, umig = store.kept(), store.umig
-    nodes = [umig.node(n) for n in affected if n in kept]
-    earlier = [n.name for n in nodes if n.kind == NodeKind.AGGREGATE][:-1]
+    nodes = _kept(store, affected)
     owners = {o for o, c in store.clients().items() if c in holders}
     updates = [n.name for n in nodes if n.kind == NodeKind.CLIENT_UPDATE and n.owner in owners]
-    chosen = _spread(earlier, most) + _spread(updates, 2)
-    return [store.load(n).state for n in chosen]
+    return earlier_globals(store, affected, most) + [store.load(n).state for n in _spread(updates, 2)]
+
+
+def earlier_globals(store: RunStore, affected: Iterable[str], most: int) -> list[dict[str, torch.Tensor]]:
+    """At most ``most`` affected global models before the current one, evenly spread."""
+    names = [n.name for n in _kept(store, affected) if n.kind == NodeKind.AGGREGATE][:-1]
+    return [store.load(n).state for n in _spread(names, most)]
+
+
+def _kept(store: RunStore, names: Iterable[str]) -> list[Node]:
+    kept = store.kept()
+    return [store.umig.node(n) for n in names if n in kept]
 
 
 def _spread(names: list[str], most: int) -> list[str]:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Container, Mapping, Sequence
+from statistics import median_low
 
 import torch
 from flwr.app import RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.flower import records
+from fl_unlearn.flower import records, statistics
 from fl_unlearn.flower.calibration import Tally, sum_scores
 from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
+from fl_unlearn.flower.statistics import Statistics
 from fl_unlearn.types import (
     REST,
     AnswerError,
     ClassScores,
+    EraseError,
     ForgetRequest,
     NotEnoughAnswersError,
     RequestError,
@@ -126,11 +129,75 @@ class Panel:
             except AnswerError as e:
                 answers.failed[node] = str(e)
         self._note(answers)
-        refusals = [why for why in self.failed.values() if why.startswith("RequestError: ")]
-        if refusals and not good:
-            raise RequestError(refusals[0].removeprefix("RequestError: "))
+        if not good:
+            self._refused()
         self._enough("Fisher", len(good))
         return good
+
+    def ask_statistics(
+        self, states: Sequence[dict[str, torch.Tensor]], position: int
+    ) -> dict[str, Statistics]:
+        """The clients' statistics of one hidden layer, in each of some models.
+
+        Args:
+            states: The models.
+            position: Which of the layers to be erased in, in the order of a forward pass.
+
+        Raises:
+            RequestError: If the clients do not know a class.
+            EraseError: If their model cannot be erased in as the settings say.
+            NotEnoughAnswersError: If too few answers are usable.
+        """
+        asked = records.head(
+            erase=self.settings.erase,
+            position=[position],
+            models=[len(states)],
+            head=self.settings.head or "",
+            classes=list(self.request.classes),
+            ignored=list(self.ignored),
+            clients=list(self.request.clients),
+        )
+        content = RecordDict({records.HEAD: asked})
+        for i, state in enumerate(states):
+            content[f"{records.MODEL}.{i}"] = records.to_arrays(state)
+        answers = self.exchange.ask(records.STATISTICS, dict.fromkeys(self.nodes, content))
+        model, good = signature_of(states[0]), dict[str, Statistics]()
+        for node, reply in sorted(answers.ok.items()):
+            try:
+                client = self._name(node, reply, good)
+                named = not self.request.clients or client in self.request.clients
+                groups = (*self.request.classes, REST) if named else (REST,)
+                got = statistics.read(
+                    reply, groups=groups, models=len(states), position=position, model=model
+                )
+                first = next((a.layers for a in good.values() if a.layers), got.layers)
+                if got.layers and got.layers != first:
+                    raise AnswerError("other layers to erase in than another client's")
+                good[client] = got
+            except AnswerError as e:
+                answers.failed[node] = str(e)
+        self._drop_implausible(answers, good)
+        self._note(answers)
+        if not good:
+            self._refused()
+        self._enough("statistics", len(good))
+        return good
+
+    def _drop_implausible(self, answers: Answers, good: dict[str, Statistics]) -> None:
+        """Observations a sample are the same everywhere, or nearly: none may have many times the others'."""
+        rates = {
+            c: max(sum(s.counts.values()) for s in a.sums) / max(1, self.examples[c])
+            for c, a in good.items()
+            if a.sums and c in self.examples
+        }
+        usual = median_low(rates.values()) if rates else 0.0
+        for client, rate in rates.items():
+            if rate > PLAUSIBLE * max(usual, 1.0):
+                node = next(n for n, name in self.names.items() if name == client)
+                answers.failed[node] = (
+                    f"{rate:.0f} observations for each sample it trained on, where {usual:.0f} are usual"
+                )
+                del good[client]
 
     def ask_scores(
         self, states: Sequence[dict[str, torch.Tensor]], base: DampeningUpdate | None
@@ -186,6 +253,13 @@ class Panel:
     def _note(self, answers: Answers) -> None:
         self.failed.update({self.label(n): why for n, why in answers.failed.items()})
         self.silent.update(self.label(n) for n in answers.silent)
+
+    def _refused(self) -> None:
+        """Raise what the clients say is wrong with the request or its settings, if they do."""
+        for kind in (RequestError, EraseError):
+            for why in self.failed.values():
+                if why.startswith(f"{kind.__name__}: "):
+                    raise kind(why.removeprefix(f"{kind.__name__}: "))
 
     def _enough(self, phase: str, answered: int) -> None:
         if answered >= max(1, self.settings.min_answers * len(self.nodes)):

@@ -30,7 +30,8 @@ from fl_unlearn.types import (
 
 PROTOCOL = 1
 IDENTITY, FISHER, SCORE, APPLY = "unlearn_identity", "unlearn_fisher", "unlearn_score", "unlearn_apply"
-ACTIONS = (IDENTITY, FISHER, SCORE, APPLY)
+STATISTICS = "unlearn_statistics"
+ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS)
 
 HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
@@ -58,7 +59,7 @@ def to_state(arrays: ArrayRecord) -> dict[str, torch.Tensor]:
     Raises:
         AnswerError: If an array's bytes are not a plain numeric array of its declared shape.
     """
-    return {name: _tensor(name, array) for name, array in arrays.items()}
+    return {name: tensor_of(name, array) for name, array in arrays.items()}
 
 
 def signature(arrays: ArrayRecord) -> dict[str, TensorSpec]:
@@ -66,7 +67,12 @@ def signature(arrays: ArrayRecord) -> dict[str, TensorSpec]:
     return {n: TensorSpec(tuple(a.shape), a.dtype) for n, a in arrays.items()}
 
 
-def _tensor(name: str, array: Array) -> torch.Tensor:
+def tensor_of(name: str, array: Array) -> torch.Tensor:
+    """One array of a record as a tensor.
+
+    Raises:
+        AnswerError: If its bytes are not a plain numeric array of its declared shape.
+    """
     try:
         values = array.numpy()
         if tuple(values.shape) != tuple(array.shape):
@@ -222,7 +228,7 @@ def read_fisher(
             )
         if tuple(array.shape) != model[name].shape:
             raise AnswerError(f"the Fisher of {name!r} is {list(array.shape)}, not {list(model[name].shape)}")
-        tensor = _tensor(key, array)
+        tensor = tensor_of(key, array)
         if not tensor.is_floating_point():
             raise AnswerError(f"the Fisher of {name!r} is {tensor.dtype}; floating-point values are needed")
         sums[by_text[group]][name] = tensor.double()

@@ -64,6 +64,7 @@ def build_report(
     if not globals_:
         raise UnlearnError("no global model was scored; keep aggregates to get a report")
     final = globals_[-1].name
+    erased = tuple(result.update.erasures) if result.update else ()
     return UnlearnReport(
         request=result.request,
         outcome="committed" if result.committed else "refused",
@@ -95,7 +96,7 @@ def build_report(
             "accuracy per class of every stored model on held-out data that no client trained on",
             "accuracy of every candidate update on the clients' own data, before one was chosen",
         ),
-        not_measured=tuple(default_caveats(result.settings.fisher_scope)),
+        not_measured=tuple(default_caveats(result.settings.fisher_scope, erased)),
     )
 
 

@@ -89,6 +89,34 @@ class ForgetResult:
     bytes_down: int = 0
 
 
+def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -> str:
+    """What was committed, in a few words.
+
+    Args:
+        result: The result, with its update and the models that got it.
+        chosen: The candidate that the update is.
+        scored: How many clients scored the candidates, of how many.
+    """
+    assert result.update is not None
+    clients, connected = scored
+    layers = ", ".join(map(repr, result.update.erasures))
+    text = (
+        f"committed t = {chosen.threshold:g}, lambda = {chosen.dampening:g}: "
+        + (f"the classes were erased in {layers}, and " if layers else "")
+        + f"{result.update.selected:,} values of the current model and of {len(result.applied)} checkpoints "
+        f"were dampened; clients measured {chosen.forget_accuracy:.1%} on the forgotten data and "
+        f"{chosen.retain_accuracy:.1%} on the retained ({clients} of {connected} connected clients)"
+    )
+    if not chosen.passed:
+        text += " (forced: this candidate did not pass calibration)"
+    if not chosen.everywhere:
+        left = f"{chosen.worst_forget_accuracy:.1%}"
+        text += f"; an earlier model still classifies up to {left} of the forgotten data correctly"
+    if result.settings.reference == "per-model":
+        text += "; earlier models were not scored"
+    return text
+
+
 def to_facts(result: ForgetResult) -> dict[str, Any]:
     """What a result holds, finished or not, as JSON; the store has the rest."""
     facts = {name: getattr(result, name) for name in _PLAIN}

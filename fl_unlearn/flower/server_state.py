@@ -14,19 +14,23 @@ import torch
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
-from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.dampen import DampeningUpdate, apply_update, change_flat
 from fl_unlearn.flower import records
 from fl_unlearn.flower.strategy_state import Memory
+from fl_unlearn.update import Change
 
 log = logging.getLogger(__name__)
 
+FIRST_MOMENTS = frozenset({"momentum_vector", "m_t"})
+"""Attributes that hold steps, not values: an erasure maps them, and does not move their origin."""
+
 SECOND_MOMENTS = frozenset({"v_t"})
-"""Attributes that hold squares of values, which shrink by the square of the factor."""
+"""Attributes that hold squares of steps: what multiplies or mixes steps does so to these squared."""
 
 
 def dampen_arrays(arrays: ArrayRecord, update: DampeningUpdate) -> None:
     """Replace the arrays that an update touches, in place, so that whoever holds the record sees them."""
-    state = apply_update({n: t for n, t in records.to_state(arrays).items() if n in update.entries}, update)
+    state = apply_update({n: t for n, t in records.to_state(arrays).items() if n in update.changes}, update)
     for name, array in records.to_arrays(state).items():
         arrays[name] = array
 
@@ -37,7 +41,8 @@ def dampen_strategy(
     """Dampen what a strategy keeps that has the shape of the model.
 
     Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them in the model's order,
-    as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict.
+    as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict. What is
+    named in `FIRST_MOMENTS` and `SECOND_MOMENTS` holds steps of training; all else is taken for values.
 
     Args:
         strategy: The inner strategy, or what was kept of it.
@@ -82,7 +87,7 @@ class _Walk:
         for attribute, value in list(attributes.items()):
             where = f"{kind}.{attribute}"
             try:
-                self.value(where, value, 2 if attribute in SECOND_MOMENTS else 1, depth=0)
+                self.value(where, value, _power(attribute), depth=0)
             except Exception:
                 log.exception("could not dampen %s", where)
                 self.skipped.append(where)
@@ -110,24 +115,49 @@ class _Walk:
             keys: dict[str, Any] = {n: i for i, n in enumerate(self.names)}
         else:
             keys = {n: n for n in value}
-        for name, entry in self.update.entries.items():
+        for name, change in self.update.changes.items():
             held: Any = value[keys[name]] if name in keys else None
-            if not _is_array(held) or tuple(held.shape) != entry.spec.shape or "float" not in str(held.dtype):
+            if (
+                not _is_array(held)
+                or tuple(held.shape) != change.spec.shape
+                or "float" not in str(held.dtype)
+            ):
                 return None
-        return keys if self.update.entries else None
+        return keys if self.update.changes else None
 
     def _dampen(self, value: Any, keys: dict[str, Any], power: int) -> None:
-        for name, entry in self.update.entries.items():
+        for name, change in self.update.changes.items():
             held = value[keys[name]]
             array = held.numpy() if isinstance(held, Array) else held
-            tensor = torch.as_tensor(array).detach().clone()
-            flat, indices = tensor.reshape(-1), entry.indices.to(tensor.device, torch.int64)
-            factors = entry.factors.to(tensor.device, torch.float64) ** power
-            flat[indices] = (flat[indices].double() * factors).to(flat.dtype)
+            tensor = torch.as_tensor(array).detach().clone(memory_format=torch.contiguous_format)
+            if power == 0:
+                change_flat(tensor.view(-1), change)
+            else:
+                _change_moment(tensor.view(-1), change, power)
             if isinstance(held, torch.Tensor):
                 value[keys[name]] = tensor
             else:
                 value[keys[name]] = Array(tensor.numpy()) if isinstance(held, Array) else tensor.numpy()
+
+
+def _power(attribute: str) -> int:
+    """Whether an attribute holds the model's values (0), steps of them (1) or squares of steps (2)."""
+    return 2 if attribute in SECOND_MOMENTS else 1 if attribute in FIRST_MOMENTS else 0
+
+
+def _change_moment(flat: torch.Tensor, change: Change, power: int) -> None:
+    """What becomes of a step, or the mean square of steps, of a flattened tensor when the tensor is changed.
+
+    A running mean is moved by a constant, so its steps stay as they are.
+    """
+    if change.erasure is not None and change.role != "running_mean":
+        rows = flat.view(len(change.erasure.mean), -1)
+        mapped = change.erasure.squared if power == 2 else change.erasure.linear
+        rows.copy_(mapped(rows.double()))
+    if change.entry is not None:
+        indices = change.entry.indices.to(flat.device, torch.int64)
+        factors = change.entry.factors.to(flat.device, torch.float64) ** power
+        flat[indices] = (flat[indices].double() * factors).to(flat.dtype)
 
 
 def _is_array(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -25,11 +25,12 @@ from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import evidence, records
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.calibration import Candidate, choose, explain_refusal, judge
+from fl_unlearn.flower.erasing import erased, find_erasures
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
-from fl_unlearn.flower.result import ForgetResult
+from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.merge import merge
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
@@ -40,6 +41,7 @@ from fl_unlearn.types import (
     UnlearnSettings,
     signature_of,
 )
+from fl_unlearn.update import ErasedLayer
 
 log = logging.getLogger(__name__)
 
@@ -151,16 +153,19 @@ class Session:
         """All phases up to the commit, less those completed before."""
         merged, base = {}, self.progress.base
         if base is None:
-            fishers = self.panel.ask_fisher(self.state)
+            erasures = self._find_erasures()
+            fishers = self.panel.ask_fisher(erased(self.state, erasures))
             r = self.result
-            r.holders = evidence.holders(self.request, self.store, fishers)
+            counts = {client: sums.counts for client, sums in fishers.items()}
+            known = next(iter(fishers.values())).num_classes
+            r.holders = evidence.holders(self.request, self.store, counts, known)
             for node, client in self.panel.names.items():
                 self.store.identify(unidentified(node), client)
             r.roots, r.affected = evidence.lineage(
                 self.request, self.store, fishers, r.holders, all_affected=self.settings.all_affected
             )
             merged = merge(evidence.parts(self.request, fishers), self.settings.merge_rule)
-            base = self._build(merged, fishers)
+            base = self._build(merged, fishers, erasures)
             if self.settings.reference == "shared":
                 self.progress.keep_base(base)
                 self._note(request_log.FISHER)
@@ -186,7 +191,7 @@ class Session:
         self.decided = r.committed = True
         r.applied = tuple(f.name for f in staged.files)
         r.state = apply_update(self.state, r.update)
-        r.message = self._describe(chosen, r.update.selected)
+        r.message = describe(r, chosen, self.progress.scored)
         decided = (o for o in self.store.operations.all() if o.digest == staged.digest)
         self.progress.decision = next(decided)
         try:
@@ -210,23 +215,6 @@ class Session:
         r.client_seconds = earlier.client_seconds + x.client_seconds
         r.bytes_up, r.bytes_down = earlier.bytes_up + x.bytes_up, earlier.bytes_down + x.bytes_down
 
-    def _describe(self, chosen: Candidate, selected: int) -> str:
-        scored, connected = self.progress.scored
-        text = (
-            f"committed t = {chosen.threshold:g}, lambda = {chosen.dampening:g}: {selected:,} values of the "
-            f"current model and of {len(self.result.applied)} checkpoints were dampened; clients measured "
-            f"{chosen.forget_accuracy:.1%} on the forgotten data and {chosen.retain_accuracy:.1%} on the "
-            f"retained ({scored} of {connected} connected clients)"
-        )
-        if not chosen.passed:
-            text += " (forced: this candidate did not pass calibration)"
-        if not chosen.everywhere:
-            left = f"{chosen.worst_forget_accuracy:.1%}"
-            text += f"; an earlier model still classifies up to {left} of the forgotten data correctly"
-        if self.settings.reference == "per-model":
-            text += "; earlier models were not scored"
-        return text
-
     def _record(self, chosen: Candidate) -> dict[str, Any]:
         return {
             **self.request.to_json(),
@@ -239,7 +227,15 @@ class Session:
         }
 
     # ------------------------------------------------------------------ updates
-    def _build(self, merged: dict[str, torch.Tensor], fishers: dict[str, FisherSums]) -> DampeningUpdate:
+    def _find_erasures(self) -> Mapping[str, ErasedLayer]:
+        return find_erasures(self.panel, self.store, self.state) if self.settings.erases else {}
+
+    def _build(
+        self,
+        merged: dict[str, torch.Tensor],
+        fishers: dict[str, FisherSums],
+        erasures: Mapping[str, ErasedLayer],
+    ) -> DampeningUpdate:
         reference = evidence.retained(fishers.values()).mean([REST])
         return build_update(
             merged,
@@ -247,6 +243,7 @@ class Session:
             threshold=self.settings.thresholds[0],
             dampening=self.settings.dampenings[0],
             signature=signature_of(self.state),
+            erasures=erasures,
         )
 
     def _per_model(
@@ -255,8 +252,9 @@ class Session:
         """The paper's form: the shared forget Fisher against each checkpoint's own reference."""
         updates = dict.fromkeys(self.result.affected, current)
         for name in sorted(set(self.result.affected) & self.store.kept()):
-            fishers = self.panel.ask_fisher(self.store.load(name).state, passing=True)
-            updates[name] = self._build(merged, fishers).variant(current.threshold, current.dampening)
+            state = erased(self.store.load(name).state, current.erasures)
+            built = self._build(merged, self.panel.ask_fisher(state, passing=True), current.erasures)
+            updates[name] = built.variant(current.threshold, current.dampening)
         return updates
 
     def _calibrate(self, base: DampeningUpdate) -> Candidate | None:
@@ -272,7 +270,7 @@ class Session:
         chosen = r.candidates[0] if self.settings.force else choose(r.candidates)
         if chosen is None:
             r.message = "refused: " + explain_refusal(r.candidates, self.settings)
-        elif not base.variant(chosen.threshold, chosen.dampening).selected:
+        elif base.variant(chosen.threshold, chosen.dampening).empty:
             r.message = (
                 f"refused: the chosen update (t = {chosen.threshold:g}) changes no value, so nothing was "
                 f"changed. Clients measure {chosen.forget_accuracy:.1%} on the forgotten data as it is"
@@ -316,7 +314,7 @@ class Session:
         assert chosen is not None
         r.committed, r.applied = True, self.store.runs.requests.applied(decision.digest)
         r.update = self.store.update(decision.client_update)
-        r.message = self._describe(chosen, r.update.selected)
+        r.message = describe(r, chosen, self.progress.scored)
 
     def _tell(self) -> None:
         """Send the update to those that have not confirmed it, and to those that it is not known of."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .bench import Bench
+from .erasing import erase
 from .fiun import Operation, fiun
 from .train import State
 
@@ -59,6 +60,18 @@ def last_block(bench: Bench, label: int) -> Operation:
 def all_layers(bench: Bench, label: int) -> Operation:
     """FIUn on everything."""
     return fiun(bench, label, "all")
+
+
+@variant("erase + head")
+def erase_head(bench: Bench, label: int) -> Operation:
+    """Erasure in the last hidden layer, then FIUn on the classifier."""
+    return fiun(bench, label, "head", erase(bench, label, "fc"))
+
+
+@variant("erase in two layers + head")
+def erase_two(bench: Bench, label: int) -> Operation:
+    """Erasure in the last convolution and the last hidden layer, then FIUn on the classifier."""
+    return fiun(bench, label, "head", erase(bench, label, "features.6,fc"))
 
 
 def with_row(state: State, label: int, bias: float) -> State:

@@ -218,7 +218,8 @@ def read_settings(config: Mapping[str, Any]) -> UnlearnSettings:
         fixed = None if threshold == "auto" else float(threshold)
     except ValueError as e:
         raise ValueError(f"threshold must be 'auto' or a number, got {threshold!r}") from e
-    return UnlearnSettings(
+    return UnlearnSettings.preset(
+        str(config["preset"]),
         fisher_kind=config["fisher-kind"],
         fisher_scope=str(config["fisher-scope"]),
         merge_rule=str(config["merge-rule"]),

@@ -1,0 +1,74 @@
+"""The erasure of a request: layer by layer, statistics from the clients, one map each from the server."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.erase import NothingToEraseError, erasure
+from fl_unlearn.erase_layers import folded
+from fl_unlearn.flower import evidence
+from fl_unlearn.flower.panel import Panel
+from fl_unlearn.flower.statistics import Statistics
+from fl_unlearn.layer_stats import LayerSums, pool
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.types import StateDict, signature_of
+from fl_unlearn.update import ErasedLayer
+
+log = logging.getLogger(__name__)
+
+
+def erased(state: StateDict, erasures: Mapping[str, ErasedLayer]) -> dict[str, torch.Tensor]:
+    """A model after some erasures; it shares the tensors that they do not touch."""
+    return apply_update(state, DampeningUpdate({}, 1.0, 1.0, erasures))
+
+
+def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor]) -> dict[str, ErasedLayer]:
+    """What is to be erased in which layer, in the order of a forward pass; layers with nothing are left out.
+
+    Each layer's statistics are taken with the layers before it erased already. Nothing is changed.
+
+    Args:
+        panel: The way to the clients; it knows the request and the settings.
+        store: The run's store.
+        state: The current global model.
+
+    Raises:
+        RequestError: As `evidence.holders`.
+        NotEnoughAnswersError: If too few answers are usable, or a named client did not answer.
+        EraseError: If the clients' model has no layer to erase in.
+    """
+    request, settings = panel.request, panel.settings
+    found: dict[str, ErasedLayer] = {}
+    earlier: list[dict[str, torch.Tensor]] | None = None
+    position, layers = 0, 1
+    while position < layers:
+        answers = panel.ask_statistics([erased(state, found)], position)
+        held = evidence.holders(request, store, {c: a.counts for c, a in answers.items()})
+        hidden = next(a.layers for a in answers.values() if a.layers)
+        layers = len(hidden)
+        if earlier is None:
+            affected = evidence.lineage(request, store, answers, held, all_affected=settings.all_affected)[1]
+            earlier = evidence.earlier_globals(store, affected, settings.erase_snapshots - 1)
+        parts = _added(answers)
+        if earlier:
+            parts += _added(panel.ask_statistics([erased(s, found) for s in earlier], position))
+        at = hidden[position]
+        position += 1
+        try:
+            made = erasure(pool(parts), request.classes, strength=settings.erase_strength)
+        except NothingToEraseError as e:  # the same request before, say
+            log.warning("%r is left as it is: %s", at.layer, e)
+            continue
+        found[at.layer] = folded(at, made, signature_of(state))
+        log.info("erasing %d directions of the %d outputs of %r", made.a.shape[1], at.width, at.layer)
+    return found
+
+
+def _added(answers: Mapping[str, Statistics]) -> list[LayerSums]:
+    """The clients' sums, added model by model."""
+    known = [a.sums for a in answers.values() if a.sums]
+    return [sum(own[1:], own[0]) for own in zip(*known, strict=True)]
