@@ -197,3 +197,25 @@ def test_model_is_left_as_it_was(make: object, scope: str, fails: bool) -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert all(m.training for m in model.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["empirical", "batch"])
+def test_gradients_that_share_memory_are_not_spoilt_by_squaring(kind: str) -> None:
+    class TwoShifts(nn.Module):
+        """Both shifts have the same gradient, which autograd gives as one tensor."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(1, 3))
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.tanh(x + (self.a + self.b)))
+
+    torch.manual_seed(3)
+    model, x, y = TwoShifts().double().eval(), torch.randn(5, 3).double(), torch.randint(0, 4, (5,))
+    names = [n for n, _ in model.named_parameters()]
+    want, _ = reference_fisher(model, [(x, y)], kind, names, [])
+    got = fisher_diagonal(model, [(x, y)], kind=kind, scope="all", keep_classes=[])
+    for n in names:
+        torch.testing.assert_close(got.sums[-1][n], want[-1][n])

@@ -1,8 +1,8 @@
-"""How `fisher.py` computes squared gradients: a head in closed form, any layers in one pass, or one by one.
+"""How `diagonal` computes squared gradients: a head in closed form, any layers in one pass, or one by one.
 
-In closed form no backward pass is needed (`fisher_head`). Other parameters take one backward pass for all
-samples together (`fisher_onepass`), as long as all their uses have a formula; those without take
-``torch.func`` (`fisher_fallback`).
+In closed form no backward pass is needed (`head`). Other parameters take one backward pass for all
+samples together (`onepass`), as long as all their uses have a formula; those without take
+``torch.func`` (`fallback`).
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Computation:
         largest = max(float(g.norm()) for g in want.values())
         for n, square in got.items():
             dtype = torch.float16 if half else self.sums.parameters[n].dtype
-            expected = want[n].double().square_()
+            expected = want[n].double().square()
             allowed = TOLERANCE.get(dtype, HALF_TOLERANCE) * float(expected.norm())
             allowed += (NOISE.get(dtype, HALF_NOISE) * largest) ** 2
             if not float(square.sub_(expected).norm()) <= allowed:

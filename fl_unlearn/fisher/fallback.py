@@ -70,7 +70,7 @@ class GeneralPath:
             for group, rows in split_groups(groups):
                 total = self.sums.of(group)
                 for name, g in self.gradient(take_rows(x, rows), e[rows] / len(rows)).items():
-                    total[name] += g.double().square_()
+                    total[name] += g.double().square()
 
     def differentiable(self) -> AbstractContextManager[None]:
         """Where backward passes through every module work."""

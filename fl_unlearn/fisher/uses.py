@@ -49,4 +49,4 @@ class Use(ABC):
         at_once = max(1, budget // (8 * 2 * max(1, math.prod(self.shape))))
         for rows, total in parts:
             for some in torch.split(rows, at_once):
-                total += self.gradients(some).double().square_().sum(0)
+                total += self.gradients(some).double().square().sum(0)

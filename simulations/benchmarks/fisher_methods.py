@@ -92,7 +92,7 @@ def _torch_func(model: nn.Module, data: Data) -> Run:
         for x, y in data:
             for xs, ys in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
                 for n, g in per_sample(parameters, xs, ys).items():
-                    sums[n] += g.square_().sum(0)
+                    sums[n] += g.square().sum(0)
         return sums
 
     return run
