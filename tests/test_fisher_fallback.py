@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 
@@ -287,6 +288,28 @@ def test_a_pass_that_fails_leaves_the_model_as_it_was() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert "forward" not in vars(model.rnn)
     model.a.bias.requires_grad_(True)
+
+
+@pytest.mark.parametrize("kind", ["normalized", "batch"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_tensors_that_modules_hold_are_as_they_were(kind: str) -> None:
+    def forward(m: Fn, x: Tensor) -> Tensor:
+        m.seen = m.a(x)
+        return m.fc(torch.tanh(m.seen))
+
+    model = Fn(forward, **layers()).eval()
+    nn.utils.weight_norm(model.a)
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        model(x)
+    weight, seen = model.a.weight, model.seen
+    fisher_diagonal(model, [(x, labels(3))], kind=kind, scope="all")
+    assert model.a.weight is weight
+    assert model.seen is seen
+    del model.seen
+    fisher_diagonal(model, [(x, labels(3))], kind=kind, scope="all")
+    assert not hasattr(model, "seen")
+    assert not copy.deepcopy(model).a.weight.requires_grad
 
 
 # --------------------------------------------------------------------------- drawn labels
