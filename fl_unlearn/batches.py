@@ -180,8 +180,8 @@ def check_logits(z: Tensor, y: Tensor, classes: int | None, where: str) -> None:
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put every buffer back afterwards, in identity and value, whatever the model's forward does to it.
 
-    So are other tensors that modules hold, in identity: ``nn.utils.weight_norm`` leaves a weight with a graph,
-    with which a model can no longer be copied.
+    So are other tensors that modules hold, in identity: ``nn.utils.weight_norm`` leaves a weight with a
+    graph, with which a model can no longer be copied.
     """
     kept = [
         (m, name, b, None if b is None else b.detach().clone())
