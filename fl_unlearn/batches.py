@@ -178,20 +178,34 @@ def check_logits(z: Tensor, y: Tensor, classes: int | None, where: str) -> None:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back afterwards, in identity and value, whatever the model's forward does to it."""
+    """Put every buffer back afterwards, in identity and value, whatever the model's forward does to it.
+
+    So are other tensors that modules hold, in identity: ``nn.utils.weight_norm`` leaves a weight with a
+    graph, with which a model can no longer be copied.
+    """
     kept = [
         (m, name, b, None if b is None else b.detach().clone())
         for m in model.modules()
         for name, b in m._buffers.items()
     ]
+    held = {m: _tensors_of(m) for m in model.modules()}
     try:
         yield
     finally:
+        for module, tensors in held.items():
+            for name in _tensors_of(module).keys() - tensors.keys():
+                del module.__dict__[name]
+            module.__dict__.update(tensors)
         with torch.no_grad():
             for module, name, buffer, value in kept:
                 module._buffers[name] = buffer
                 if buffer is not None and value is not None and not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors that a module holds as plain attributes."""
+    return {n: t for n, t in module.__dict__.items() if isinstance(t, Tensor)}
 
 
 def filled(loader: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:

@@ -78,7 +78,7 @@ class DerivedUse(Use):
             retain_graph=True,
             is_grads_batched=True,
         )
-        return out.to(g.dtype).mul_(scale)
+        return out.to(g.dtype) * scale  # not in place: out may be expanded
 
 
 def combined(uses: Sequence[Use]) -> Use:

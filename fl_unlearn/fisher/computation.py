@@ -22,7 +22,7 @@ from .cotangents import cotangents, direction, draw_labels, weights_of
 from .fallback import GeneralPath
 from .groups import GroupSums, split_groups
 from .head import OTHER_OUTPUT, UNUSED, add_head, forward_with_head, head_problem
-from .onepass import NoFormulaError, OnePass, three_rows
+from .onepass import NoFormulaError, OnePass, layout_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 HALF_TOLERANCE = 0.1
 NOISE = {torch.float64: 1e-12, torch.float32: 1e-5}
 HALF_NOISE = 1e-2
+ROWS = 16  # compared of each layout, if a batch has so many
 
 
 @dataclass(eq=False)
@@ -61,10 +62,11 @@ class Computation:
     def __post_init__(self) -> None:
         self.sums = GroupSums(self.model, self.names)
         self.general = GeneralPath(self.model, self.sums, self.memory)
+        self.plain = GeneralPath(self.model, self.sums, self.memory)  # of all parameters, to compare with
         self.onepass = OnePass(self.model, self.sums.parameters, self.memory)
         self.parameters = list(self.sums.parameters.values())
         self.draws = torch.Generator().manual_seed(self.seed)
-        self.compared = False
+        self.compared: dict[Any, int] = {}  # rows, by layout of the inputs
         self.told: set[str] = set()
         self.closed = self.head is not None
         if self.head is not None:
@@ -112,12 +114,12 @@ class Computation:
         except FisherError:
             self._checked(x, y, classes, where)  # what is wrong with the logits says more
             raise
-        if not self.compared:
-            self.compared = True
+        key, n = layout_of(x), len(y)
+        if self.compared.get(key, 0) < min(n, ROWS // 2):
+            self.compared[key] = n
             self._compare(x, y, classes, where)
         for group, rows in split_groups(groups):
             self.sums.of(group, len(rows))
-        n = len(y)
         at_once = min(n, self.onepass.rows_at_once(x)) if self.onepass.served else n
         logits = []
         for start in range(0, n, at_once):
@@ -159,21 +161,34 @@ class Computation:
 
     # ----------------------------------------------------------------- is it right for this model?
     def _compare(self, x: Any, y: Tensor, classes: int | None, where: str) -> None:
-        """Refuse the one pass whatever it gets wrong, by comparing one sample with plain autograd."""
-        few, labels = three_rows(x), three_rows(y)
-        z = self._checked(few, labels, classes, where)
-        u = direction(z, labels)
-        half = z.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(z.device.type)
+        """Refuse the one pass whatever it gets wrong, by a few rows of the batch.
+
+        The last one is compared with plain autograd. Every second one has no share in the output, so it must
+        get no gradient: it would if the model moved samples about inside, such as to sort them. They are in
+        an order of their own, for a batch may be sorted already.
+        """
+        if not self.onepass.served:
+            return
         try:
-            got = self._squares_of_last(few, u)
-            with self.general.differentiable():
-                want = self.general.gradient(take_rows(few, slice(2, 3)), u[2:])
+            rows = self._chosen_rows(x, len(y))
+            few, labels = take_rows(x, rows), y[rows.to(y.device)]
+            z = self._checked(few, labels, classes, where)
+            u = direction(z, labels)
+            u[len(u) % 2 : -1 : 2] = 0.0
+            got, others = self._squares_of_last(few, u)
+            with self.plain.differentiable():
+                want = self.plain.gradient(take_rows(few, slice(len(u) - 1, None)), u[-1:])
+        except NoFormulaError as e:
+            self._refuse(e.names, e.reason)
+            self._compare(x, y, classes, where)
+            return
         except (FisherError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as e:  # a model may break when it is recorded, and still run otherwise
             log.debug("a recorded pass failed", exc_info=True)
             self._refuse(self.sums.parameters, f"the model failed with {type(e).__name__}: {e!s:.200}")
             return
+        half = z.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(z.device.type)
         largest = max(float(g.norm()) for g in want.values())
         for n, square in got.items():
             dtype = torch.float16 if half else self.sums.parameters[n].dtype
@@ -182,24 +197,29 @@ class Computation:
             allowed += (NOISE.get(dtype, HALF_NOISE) * largest) ** 2
             if not float(square.sub_(expected).norm()) <= allowed:
                 self._refuse([n], "its gradients differ from those of plain autograd")
+            elif not float(others[n].norm()) <= allowed:
+                self._refuse([n], "the model changes the order of the samples")
 
-    def _squares_of_last(self, x: Any, u: Tensor) -> dict[str, Tensor]:
-        """Squared gradients of the last of three rows as the one pass has them, by parameter."""
-        self.onepass.layout(x)
-        while self.onepass.served:
-            total = {
+    def _chosen_rows(self, x: Any, n: int) -> Tensor:
+        """Numbers of 3 rows or more, at random; from the first again where there are less."""
+        count = max(3, min(n, ROWS, self.onepass.rows_at_once(x)))
+        return torch.randperm(n, generator=torch.Generator().manual_seed(0)).repeat(3)[:count]
+
+    def _squares_of_last(self, x: Any, u: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Squared gradients of the last row as the one pass has them, and of those that `_compare` mutes."""
+        last, others = (
+            {
                 n: torch.zeros_like(p, dtype=torch.float64, requires_grad=False)
                 for n, p in self.onepass.served.items()
             }
-            try:
-                with self.onepass.running(x, 3) as run:
-                    rows = torch.tensor([2], device=u.device)
-                    weights = torch.float32 if run.logits.dtype == torch.float16 else None
-                    run.add_squares([u], weights, [(rows, total)], self.onepass.budget(x, 3))
-                return {n: total[n] for n in self.onepass.served}
-            except NoFormulaError as e:
-                self._refuse(e.names, e.reason)
-        return {}
+            for _ in range(2)
+        )
+        rows = torch.arange(len(u), device=u.device)
+        with self.onepass.running(x, len(u)) as run:
+            weights = torch.float32 if run.logits.dtype == torch.float16 else None
+            totals = [(rows[-1:], last), (rows[len(u) % 2 : -1 : 2], others)]
+            run.add_squares([u], weights, totals, self.onepass.budget(x, len(u)))
+        return {n: last[n] for n in self.onepass.served}, others
 
     def _refuse(self, names: Iterable[str], reason: str) -> None:
         for n in names:

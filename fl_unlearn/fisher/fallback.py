@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,23 @@ from .cotangents import cotangents, residual
 from .groups import GroupSums, split_groups
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Put parameters back, of which ``functional_call`` forgets some.
+
+    These are those of a module with two names, and the list of its weights that a recurrent layer keeps:
+    without them the layer would go on computing, but learn nothing any more.
+    """
+    kept = [(m, dict(m._parameters), list(vars(m).get("_flat_weights", ()))) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters, weights in kept:
+            module._parameters.update(parameters)
+            if weights:
+                vars(module)["_flat_weights"] = weights
 
 
 class GeneralPath:
@@ -83,7 +100,8 @@ class GeneralPath:
                 total[name] += g[rows.to(g.device)].double().square_().sum(0)
 
     def _scalar(self, chosen: dict[str, Tensor], x: Any, u: Tensor) -> Tensor:
-        z: Tensor = functional_call(self.model, {**self.rest, **chosen}, (x,))
+        with _parameters_kept(self.model):
+            z: Tensor = functional_call(self.model, {**self.rest, **chosen}, (x,))
         return (u * z.to(u.dtype)).sum()
 
     def gradient(self, x: Any, u: Tensor) -> dict[str, Tensor]:

@@ -236,7 +236,7 @@ class OnePass:
 
     def layout(self, x: Any) -> Layout:
         """What is known of inputs like ``x``, of one row or more; at first, by two small passes."""
-        key = tuple((t.shape[1:], t.dtype, t.device) for t in tensors_in(x))
+        key = layout_of(x)
         if key not in self._layouts:
             three = three_rows(x)
             two = take_rows(three, slice(2))
@@ -270,6 +270,11 @@ class OnePass:
         recorder.complete()
         self.refused.update(recorder.refused)
         return Running(recorder, output, self.served)
+
+
+def layout_of(x: Any) -> Any:
+    """What inputs of one layout have in common: all but their rows."""
+    return tuple((t.shape[1:], t.dtype, t.device) for t in tensors_in(x))
 
 
 def three_rows(x: Any) -> Any:
