@@ -175,9 +175,9 @@ def test_a_request_of_an_older_version_goes_on(tmp_path: Path, monkeypatch: pyte
         assert killed(lambda: run(fed.grid()))
     network = fed.grid()
     assert run(network).committed
-    assert [kind for kind, node in network.log if kind in ("query.unlearn_fisher", "query.unlearn_apply")] == [
-        "query.unlearn_apply"
-    ] * fed.CLIENTS
+    assert [
+        kind for kind, node in network.log if kind in ("query.unlearn_fisher", "query.unlearn_apply")
+    ] == ["query.unlearn_apply"] * fed.CLIENTS
 
 
 @pytest.mark.parametrize("how", ["another model", "damaged", "gone"])
