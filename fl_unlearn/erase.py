@@ -117,6 +117,8 @@ def erasure(
         counts = {c: sums.counts.get(c, 0) for c in classes}
         raise EraseError(f"nothing to erase: of {n} observations, those of the classes are {counts}")
     covariance = sums.second / n - torch.outer(mean, mean)
+    if not bool(covariance.isfinite().all()):
+        raise EraseError("the statistics are too large to add: a client's outputs, or its answer, diverged")
     columns = []
     for c in held:
         share = sums.counts[c] / n

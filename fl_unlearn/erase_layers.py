@@ -138,13 +138,13 @@ def _targets(model: nn.Module, name: str, layer: nn.Module, trace: Trace) -> Hid
         return f"is {weight.shape[0]} wide, more than the {MAX_WIDTH} that statistics are taken of"
     own = [p for p in (weight, layer.bias) if p is not None]
     named = list(model.named_parameters(remove_duplicate=False))
-    if any(sum(p is q for _, q in named) > 1 for p in own):
+    if any(sum(p is q for _, q in named) > 1 or trace.uses[id(p)] > 1 for p in own):
         return "shares its weight or bias with another layer, which would be changed too; untie them"
     if layer.bias is not None:
         return Hidden(name, f"{at}weight", f"{at}bias", "bias", weight.shape[0])
     mean = trace.norms.get(name)
     found = [n for n, b in model.named_buffers(remove_duplicate=False) if mean is not None and b is mean]
-    if len(found) != 1 or trace.reads[name] != 1:
+    if len(found) != 1 or trace.reads[name] != 1 or trace.uses[id(mean)] != 1:
         return (
             "has no bias, and is not followed by one batch normalisation alone that could take the constant "
             "part; give the layer a bias (bias=True), or name another"

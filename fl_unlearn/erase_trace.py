@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ _READERS |= {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 _ALONE = {"relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "selu_", "celu"}
 _ALONE |= {"gelu", "silu", "mish", "hardtanh", "hardtanh_", "hardswish", "hardsigmoid", "sigmoid", "tanh"}
 _ALONE |= {"softplus", "softsign", "logsigmoid", "prelu", "rrelu", "threshold", "hardshrink", "softshrink"}
-_ALONE |= {"tanhshrink", "clamp", "clamp_", "clamp_min", "abs", "square", "sqrt", "exp", "neg", "pow"}
+_ALONE |= {"tanhshrink", "abs", "square", "sqrt", "exp", "neg"}
 _ALONE |= {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
 _ALONE |= {
     f"{kind}_pool{n}d" for n in (1, 2, 3) for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")
@@ -42,7 +43,6 @@ _ALONE |= {
     "mean",
     "sum",
     "amax",
-    "max",
     "pad",
     "interpolate",
     "__getitem__",
@@ -50,6 +50,7 @@ _ALONE |= {
 }
 _TOGETHER = {"add", "sub", "mul", "div", "true_divide", "truediv", "maximum", "minimum", "lerp", "where"}
 _TOGETHER |= {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "addcmul"}
+_TOGETHER |= {"max", "clamp", "clamp_min", "pow"}  # of one tensor alone, or with another
 _NORMS = {"layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"}
 
 
@@ -63,6 +64,7 @@ class Trace(TorchFunctionMode):
         heads: Layers whose output comes out of the model.
         norms: Layer to the running mean of a batch normalisation that reads its output as it is.
         reads: Layer to how many functions read its output as it is.
+        uses: Parameter or buffer, by id, to how many functions make something of it.
     """
 
     constants: dict[int, Tensor]
@@ -70,6 +72,7 @@ class Trace(TorchFunctionMode):
     heads: set[str] = field(default_factory=set)
     norms: dict[str, Tensor] = field(default_factory=dict)
     reads: dict[str, int] = field(default_factory=dict)
+    uses: Counter[int] = field(default_factory=Counter)
     _problems: dict[str, str] = field(default_factory=dict)
     # The tensors are held, so that no other gets their id while the batch runs.
     _carriers: dict[int, tuple[Tensor, frozenset[str]]] = field(default_factory=dict)
@@ -103,6 +106,8 @@ class Trace(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         given, made = list(_tensors((args, kwargs or {}))), list(_tensors(out))
         carried = frozenset[str]().union(*(self._of(t) for t in given))
+        if made:
+            self.uses.update({id(t) for t in given if id(t) in self.constants})
         if all(map(self._constant, given)):
             self.constants |= {id(t): t for t in made}
         if carried and made:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from fl_unlearn.erase import Erasure, erasure
 from fl_unlearn.layer_stats import LayerSums
-from fl_unlearn.types import EraseError
+from fl_unlearn.types import REST, EraseError
 
 
 def cloud(d: int = 6, n: int = 300, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,3 +126,12 @@ def test_what_is_no_erasure_is_refused() -> None:
     for match, made in bad.items():
         with pytest.raises(EraseError, match=match):
             made.validate()
+
+
+def test_statistics_too_large_to_add() -> None:
+    """Each answer may be true on its own."""
+    zero = torch.zeros(2, dtype=torch.float64)
+    one = LayerSums({3: 2, REST: 2}, {3: zero, REST: zero}, 8e307 * torch.eye(2, dtype=torch.float64))
+    one.validate()
+    with pytest.raises(EraseError, match="too large to add"):
+        erasure(one + one + one, [3])

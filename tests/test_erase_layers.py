@@ -84,7 +84,7 @@ FINE = {
         ).flatten(1)
     ),
     "by hand": lambda m, x: m.head(
-        (m.conv(x) * torch.sigmoid(m.conv.bias)[:, None, None]).clamp(min=0).flatten(1)
+        (m.conv(x) * torch.sigmoid(m.bn.weight)[:, None, None]).clamp(min=0).flatten(1)
     ),
     "swish by hand": lambda m, x: m.head((lambda z: z * torch.sigmoid(z))(m.conv(x)).flatten(1)),
     "concatenated with itself": lambda m, x: m.wide((lambda z: torch.cat([z, -z], 1))(m.conv(x)).flatten(1)),
@@ -108,6 +108,8 @@ REFUSED = {
     ),
     "gated": (lambda m, x: m.head((m.conv(x) * x).flatten(1)), r"joined \(mul\)"),
     "in-place sum": (lambda m, x: m.head(m.add_to(m.conv(x), x).flatten(1)), r"joined \(add\)"),
+    "maximum with a stranger": (lambda m, x: m.head(torch.max(m.conv(x), x).flatten(1)), r"joined \(max\)"),
+    "clamped by a stranger": (lambda m, x: m.head(m.conv(x).clamp_(min=x).flatten(1)), r"joined \(clamp\)"),
     "concatenation": (lambda m, x: m.wide(torch.cat([m.conv(x), x], 1).flatten(1)), r"joined \(cat\)"),
     "layer norm": (lambda m, x: m.head(m.ln(m.conv(x)).flatten(1)), "layer_norm, which divides"),
     "group norm": (lambda m, x: m.head(m.gn(m.conv(x)).flatten(1)), "group_norm, which divides"),
@@ -155,8 +157,9 @@ def test_without_a_bias_the_batch_norm_takes_the_shift() -> None:
         lambda m, x: m.head(m.bn(torch.relu_(m.conv(x))).flatten(1)),
         lambda m, x: m.head(m.bn(functional.relu(m.conv(x))).flatten(1)),
         lambda m, x: m.head((lambda z: m.bn(z) + functional.relu(z))(m.conv(x)).flatten(1)),
+        lambda m, x: m.head(m.bn(m.conv(functional.relu(m.bn(x)))).flatten(1)),
     ],
-    ids=["no norm", "in-place activation first", "activation first", "another reader"],
+    ids=["no norm", "in-place activation first", "activation first", "another reader", "norm used twice"],
 )
 def test_without_a_bias_nothing_else_can_take_it(run: Callable[..., torch.Tensor]) -> None:
     model = Built(run, conv=conv(bias=False), bn=nn.BatchNorm2d(4), head=head())
@@ -172,6 +175,12 @@ def test_weights_that_cannot_be_changed_are_refused() -> None:
     tied.b.weight = tied.a.weight
     with pytest.raises(EraseError, match="shares its weight"):
         find_layers(tied, FLAT, "a")
+
+    def backwards(m: Built, x: torch.Tensor) -> torch.Tensor:
+        return m.head(functional.relu(m.a(functional.linear(x, m.a.weight.t()))))
+
+    with pytest.raises(EraseError, match="shares its weight"):
+        find_layers(Built(backwards, a=nn.Linear(8, 8), head=head(8)), FLAT)
     norm = Built(
         two, a=nn.Linear(8, 8), b=nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), head=head(8)
     )

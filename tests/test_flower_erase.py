@@ -132,6 +132,7 @@ def test_the_same_request_again_finds_nothing_to_erase(
     assert first.update.erasures
     assert again.update is None or not again.update.erasures
     assert "'hidden' is left as it is: nothing to erase" in caplog.text
+    assert not again.committed or again.message.endswith("in hidden layers there was nothing to erase")
 
 
 def test_snapshots_are_pooled(tmp_path: Path) -> None:

@@ -169,6 +169,10 @@ E2E = {
         "not|other layers",
     ),
     "absurd counts": (change_head(counts=[10**9, 0]), "observations for each sample"),
+    "outputs that hide all others'": (
+        change_arrays(lambda n, a: 1e12 * a if "second" in n else a),
+        "mean square",
+    ),
     "silence about itself": (change_head(client=""), "names its client"),
 }
 

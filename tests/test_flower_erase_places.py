@@ -21,9 +21,7 @@ from fl_unlearn.dampen import apply_update
 from fl_unlearn.flower import UnlearningStrategy, attach, forget
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.tensor_file import decode, encode
-from fl_unlearn.types import (
-    UnlearnSettings,
-)
+from fl_unlearn.types import ForgetRequest, UnlearnSettings
 
 
 # --------------------------------------------------------------------------- where else models are
@@ -49,6 +47,27 @@ def test_copies_that_clients_keep(tmp_path: Path) -> None:
     in_state = grid.contexts[101].state["kept"].to_torch_state_dict()
     assert_close(dict(in_state), expected, atol=0, rtol=0)
     assert any("part" in r and "not the whole model" in r for r in outcome.receipts)
+
+
+def test_an_error_in_one_copy_changes_no_other(tmp_path: Path) -> None:
+    """The client gets the update again, and would change the others twice."""
+    strategy, grid, result = deep(tmp_path, rounds=2)
+    state = {n: t.clone() for n, t in result.arrays.to_torch_state_dict().items()}
+    own = grid.contexts[101].state
+    own["a"], own["quantised"] = (
+        ArrayRecord(state),
+        ArrayRecord({n: t.to(torch.int8) for n, t in state.items()}),
+    )
+    outcome = strategy.forget(grid, THREE, result.arrays)
+    assert outcome.outstanding == ("1",)
+    assert_close(dict(own["a"].to_torch_state_dict()), state, atol=0, rtol=0)
+    del own["quantised"]
+    strategy.forget(grid, ForgetRequest((0,)), result.arrays)
+    twice = apply_update(
+        apply_update(state, outcome.update),
+        strategy.store.update(strategy.store.operations.all()[-1].client_update),
+    )
+    assert_close(dict(own["a"].to_torch_state_dict()), twice, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

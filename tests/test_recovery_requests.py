@@ -159,6 +159,27 @@ def test_other_settings_begin_anew_unless_it_was_decided(
         assert ({c.threshold for c in result.candidates} == {2.0, 4.0}) == (served == 2)
 
 
+def test_a_request_of_an_older_version_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did not know all of today's settings; what it did not know it did by today's defaults."""
+    fed.trained(tmp_path)[0].store.close()
+
+    def run(network: fed.LocalGrid, **changes: Any) -> Any:
+        with RunStore(tmp_path) as store:
+            return forget(network, THREE, store, settings=UnlearnSettings(**changes))
+
+    with monkeypatch.context() as m:
+        known = UnlearnSettings.to_json
+        new = ("erase", "erase_strength", "erase_snapshots", "reference_share")
+        m.setattr(UnlearnSettings, "to_json", lambda s: {k: v for k, v in known(s).items() if k not in new})
+        after_phase("calibrated")(m)
+        assert killed(lambda: run(fed.grid()))
+    network = fed.grid()
+    assert run(network).committed
+    assert [
+        kind for kind, node in network.log if kind in ("query.unlearn_fisher", "query.unlearn_apply")
+    ] == ["query.unlearn_apply"] * fed.CLIENTS
+
+
 @pytest.mark.parametrize("how", ["another model", "damaged", "gone"])
 def test_what_an_interrupted_request_kept_must_fit(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -208,14 +208,16 @@ class Responder:
         applied = [str(d) for d in records.list_of(marks, "digests")] if marks else []
         if update.digest in applied:
             return
-        for name, arrays in list(context.state.array_records.items()):
+        after: dict[str, ArrayRecord] = {}  # all or none: a copy changed before an error would be twice
+        for name, arrays in context.state.array_records.items():
             own = records.signature(arrays)
             if any(n not in own or own[n].shape != c.spec.shape for n, c in update.changes.items()):
                 yield {"copy": f"context.state[{name!r}]", "status": "skipped: not the whole model"}
                 continue
-            state = apply_update(records.to_state(arrays), update)
-            context.state[name] = records.to_arrays(state)
+            after[name] = records.to_arrays(apply_update(records.to_state(arrays), update))
             yield {"copy": f"context.state[{name!r}]", "status": "applied"}
+        for name, arrays in after.items():
+            context.state[name] = arrays
         context.state[_APPLIED] = ConfigRecord({"digests": [*applied, update.digest]})
 
     def _apply_to_files(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Container, Mapping, Sequence
-from statistics import median_low
+from statistics import median_high, median_low
 
 import torch
 from flwr.app import RecordDict
@@ -16,6 +16,7 @@ from fl_unlearn.flower import records, statistics
 from fl_unlearn.flower.calibration import Tally, sum_scores
 from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
 from fl_unlearn.flower.statistics import Statistics
+from fl_unlearn.layer_stats import LayerSums
 from fl_unlearn.types import (
     REST,
     AnswerError,
@@ -31,7 +32,12 @@ from fl_unlearn.types import (
 log = logging.getLogger(__name__)
 
 PLAUSIBLE = 20
-"""How many times the examples of its largest training round a client's data may have."""
+"""How many times the examples of its largest training round a client's data may have; and how many times as
+large as the others' the outputs of its hidden layers may be."""
+
+
+def _mean_square(sums: LayerSums) -> float:
+    return float(sums.second.diagonal().sum()) / max(1, sums.count)
 
 
 class Panel:
@@ -184,20 +190,34 @@ class Panel:
         return good
 
     def _drop_implausible(self, answers: Answers, good: dict[str, Statistics]) -> None:
-        """Observations a sample are the same everywhere, or nearly: none may have many times the others'."""
+        """Observations a sample, and their size, are alike everywhere: none may have many times the others'.
+
+        Far larger outputs would hide all others': the erasure leaves directions of little variance alone.
+        """
+        sizes = {c: max(_mean_square(s) for s in a.sums) for c, a in good.items() if a.sums}
+        largest = PLAUSIBLE**2 * median_high(sizes.values()) if sizes else 0.0
+        for client, size in sizes.items():
+            if size > largest:
+                self._drop(
+                    client,
+                    f"outputs of mean square {size:.3g}, where at most {largest:.3g} is plausible",
+                    answers,
+                    good,
+                )
         rates = {
-            c: max(sum(s.counts.values()) for s in a.sums) / max(1, self.examples[c])
+            c: max(s.count for s in a.sums) / max(1, self.examples[c])
             for c, a in good.items()
             if a.sums and c in self.examples
         }
         usual = median_low(rates.values()) if rates else 0.0
         for client, rate in rates.items():
             if rate > PLAUSIBLE * max(usual, 1.0):
-                node = next(n for n, name in self.names.items() if name == client)
-                answers.failed[node] = (
-                    f"{rate:.0f} observations for each sample it trained on, where {usual:.0f} are usual"
-                )
-                del good[client]
+                why = f"{rate:.0f} observations for each sample it trained on, where {usual:.0f} are usual"
+                self._drop(client, why, answers, good)
+
+    def _drop(self, client: str, why: str, answers: Answers, good: dict[str, Statistics]) -> None:
+        answers.failed[next(n for n, name in self.names.items() if name == client)] = why
+        del good[client]
 
     def ask_scores(
         self, states: Sequence[dict[str, torch.Tensor]], base: DampeningUpdate | None

@@ -63,9 +63,12 @@ def decision_of(store: RunStore, row: RequestRow) -> Operation | None:
 
 
 def _alike(then: dict[str, Any], now: UnlearnSettings) -> bool:
-    """Whether two settings serve a request alike; how many clients to wait for depends on the moment."""
-    plain = json.loads(json.dumps(now.to_json()))
-    return {**then, "min_clients": 0} == {**plain, "min_clients": 0}
+    """Whether two settings serve a request alike; how many clients to wait for depends on the moment.
+
+    Settings that an older version did not know were what the defaults are.
+    """
+    plain, older = (json.loads(json.dumps(s.to_json())) for s in (now, UnlearnSettings()))
+    return {**older, **then, "min_clients": 0} == {**plain, "min_clients": 0}
 
 
 class Progress:

@@ -107,6 +107,8 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
         f"were dampened; clients measured {chosen.forget_accuracy:.1%} on the forgotten data and "
         f"{chosen.retain_accuracy:.1%} on the retained ({clients} of {connected} connected clients)"
     )
+    if result.settings.erases and not layers:
+        text += "; in hidden layers there was nothing to erase"
     if not chosen.passed:
         text += " (forced: this candidate did not pass calibration)"
     if not chosen.everywhere:

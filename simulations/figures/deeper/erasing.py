@@ -8,7 +8,7 @@ from torch import nn
 from fl_unlearn.dampen import apply_update
 from fl_unlearn.erase import erasure
 from fl_unlearn.erase_layers import find_layers, folded
-from fl_unlearn.layer_stats import LayerSums, layer_sums, pool
+from fl_unlearn.layer_stats import LayerSums, layer_sums
 from fl_unlearn.types import signature_of
 from fl_unlearn.update import DampeningUpdate, ErasedLayer
 
@@ -17,21 +17,18 @@ from .fiun import Operation
 from .train import State
 
 
-def erase(bench: Bench, label: int, layers: str, *, strength: float = 1.0, snapshots: int = 1) -> Operation:
+def erase(bench: Bench, label: int, layers: str) -> Operation:
     """Erase class ``label`` from the output of hidden layers, made from the final model.
 
     Args:
         bench: The federation.
         label: The class.
         layers: Which, as for `erase_layers.find_layers`.
-        strength: See `erase.erasure`.
-        snapshots: How many global models the statistics are of: the final one, and others evenly spread.
     """
     found: dict[str, ErasedLayer] = {}
     few = bench.train.images[:2]
     for hidden in find_layers(bench.model(bench.final), few, layers):
-        parts = [_statistics(bench, erased(s, found), hidden.layer, label) for s in _spread(bench, snapshots)]
-        made = erasure(pool(parts), [label], strength=strength)
+        made = erasure(_statistics(bench, erased(bench.final, found), hidden.layer, label), [label])
         found[hidden.layer] = folded(hidden, made, signature_of(bench.final))
     return Operation(lambda state: erased(state, found))
 
@@ -39,16 +36,6 @@ def erase(bench: Bench, label: int, layers: str, *, strength: float = 1.0, snaps
 def erased(state: State, layers: dict[str, ErasedLayer]) -> State:
     """The model after these erasures."""
     return apply_update(state, DampeningUpdate({}, 1.0, 1.0, dict(layers)))
-
-
-def _spread(bench: Bench, count: int) -> list[State]:
-    """The final global model, and earlier ones from the first third on."""
-    earlier = bench.rounds[:-1]
-    if count == 1:
-        return [bench.final]
-    first = len(earlier) // 4
-    at = [first + round(i * (len(earlier) - 1 - first) / max(1, count - 2)) for i in range(count - 1)]
-    return [bench.final, *(earlier[i] for i in at)]
 
 
 def _statistics(bench: Bench, state: State, layer: str, label: int) -> LayerSums:
