@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,10 +13,11 @@ CONV = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3
 
 def linear_gradient(x: Tensor, g: Tensor) -> Tensor:
     """One sample's gradient by the weight, float64: x (*, K), g (*, O)."""
-    x, g = x.double().reshape(-1, x.shape[-1]), g.double().reshape(-1, g.shape[-1])
+    positions = math.prod(x.shape[:-1])
+    x, g = x.double().reshape(positions, x.shape[-1]), g.double().reshape(positions, g.shape[-1])
     out = torch.zeros(g.shape[1], x.shape[1], dtype=torch.float64)
     for p in range(len(x)):
-        out += g[p].cpu()[:, None] * x[p].cpu()[None, :]
+        out += g[p][:, None] * x[p][None, :]
     return out
 
 

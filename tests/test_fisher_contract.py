@@ -69,7 +69,7 @@ def split(n: int, parts: int, seed: int) -> list[Tensor]:
 @given(
     n=st.integers(0, 9),
     middle=st.lists(st.integers(0, 4), max_size=2),
-    k=st.integers(1, 6),
+    k=st.integers(0, 6),
     o=st.integers(1, 6),
     parts=st.integers(1, 3),
     dtype=st.sampled_from(DTYPES),

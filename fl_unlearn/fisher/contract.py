@@ -53,7 +53,7 @@ def _blocks(x: Tensor, g: Tensor, rows: Tensor, at_once: int) -> Iterator[tuple[
         here = slice(int(some[0]), int(some[-1]) + 1) if ordered else some
         left, right = _at_least_float32(x[here]), _at_least_float32(g[here])
         top = float(torch.stack(torch.aminmax(right)).abs().max()) if right.numel() else 0.0
-        if top == 0.0:
+        if top == 0.0 or not left.numel():
             continue
         if 1e-8 < top < 1e8 or not math.isfinite(top):
             yield left, right, 1.0
