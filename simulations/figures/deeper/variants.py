@@ -68,6 +68,12 @@ def erase_head(bench: Bench, label: int) -> Operation:
     return fiun(bench, label, "head", erase(bench, label, "fc"))
 
 
+@variant("erase + last block")
+def erase_block(bench: Bench, label: int) -> Operation:
+    """Erasure in the last hidden layer, then FIUn on that layer and the classifier."""
+    return fiun(bench, label, "fc.*,head.*", erase(bench, label, "fc"))
+
+
 @variant("erase in two layers + head")
 def erase_two(bench: Bench, label: int) -> Operation:
     """Erasure in the last convolution and the last hidden layer, then FIUn on the classifier."""
