@@ -177,11 +177,12 @@ def main() -> None:
     machine["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     report: Result = {"machine": machine, "load_before": os.getloadavg()[0], "cases": {}}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     for name in cases:
+        print(f"\nmeasuring {name} ...", flush=True)
         report["cases"][name] = measure(name, options.batch, options.batches, options.repeats, places)
         print(f"\n{name}: {table(report['cases'][name])}", flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=2) + "\n")
+        options.json.write_text(json.dumps(report, indent=2) + "\n")  # an interrupted run keeps what it has
     print(f"\nwritten to {options.json}")
 
 
