@@ -20,6 +20,7 @@ from torch.testing import assert_close
 from fl_unlearn.dampen import apply_update
 from fl_unlearn.erase import CUTOFF
 from fl_unlearn.flower import UnlearningStrategy, attach, forget, records
+from fl_unlearn.flower.calibration import Candidate, explain_refusal
 from fl_unlearn.lineage import NodeKind
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -261,3 +262,9 @@ def test_arrays_named_by_their_order(tmp_path: Path) -> None:
     expected = expected_erasure(state, *all_data(), [3])
     assert_close(outcome.state["0"], expected["hidden.weight"], atol=1e-5, rtol=1e-4)
     assert_close(outcome.state["1"], expected["hidden.bias"], atol=1e-5, rtol=1e-4)
+
+
+def test_a_refusal_says_that_the_erasure_costs_too() -> None:
+    dear = Candidate(1.0, 1.0, 0.0, 0.6, 0.3, 0.0, 0.3, 0.3, passed=False, everywhere=True)
+    assert "erase_strength" in explain_refusal([dear], UnlearnSettings.preset("deep"))
+    assert "erase_strength" not in explain_refusal([dear], UnlearnSettings())

@@ -165,4 +165,6 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
         return (
             text + ". Try smaller thresholds, a wider fisher scope, or see whether others hold the same data"
         )
+    if settings.erase != "none":
+        return text + ". The erasure is part of that cost: try a smaller erase_strength, or erase='none'"
     return text + ". Try larger thresholds, or accept a larger drop"
