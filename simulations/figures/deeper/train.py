@@ -147,9 +147,12 @@ def train_all(setting: Setting, out: Path, labels: Iterable[int], seeds: Iterabl
     (out / "models").mkdir(parents=True, exist_ok=True)
     path = out / "models" / "setting.json"
     mine = {k: v for k, v in asdict(setting).items() if k != "data"}  # the folder may move
-    if path.is_file() and json.loads(path.read_text()) != mine:
+    if not path.is_file():
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(mine))
+        part.rename(path)  # whole or not there: several processes may measure in one folder
+    elif json.loads(path.read_text()) != mine:
         raise ValueError(f"{out} holds models of another setting ({path.read_text()}); name another --out")
-    path.write_text(json.dumps(mine))
     for seed in seeds:
         train_original(setting, seed, out)
         for label in labels:
