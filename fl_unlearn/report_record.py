@@ -205,7 +205,7 @@ class UnlearnReport:
         try:
             asked, again = value["request"], value["retrained"]
             parts = {
-                "request": ForgetRequest(tuple(asked["classes"]), tuple(asked["clients"]), asked["reason"]),
+                "request": ForgetRequest.from_json(asked),
                 "final": _build(ModelRow, value["final"]),
                 "models": [_build(ModelRow, row) for row in value["models"]],
                 "retrained": None if again is None else _build(RetrainedScores, again),

@@ -176,7 +176,7 @@ class RequestLog:
             query + "ORDER BY id", *values
         ):
             asked = json.loads(content)
-            request = ForgetRequest(tuple(asked["classes"]), tuple(asked["clients"]), asked["reason"])
+            request = ForgetRequest.from_json(asked)
             out.append(
                 RequestRow(id_, run, request, json.loads(settings), position, phase, json.loads(facts))
             )

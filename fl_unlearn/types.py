@@ -6,8 +6,8 @@ Nothing here computes; of the package, this module imports only what it passes o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from operator import index
 from typing import Any, Literal, get_args
 
@@ -99,29 +99,48 @@ class NotEnoughAnswersError(UnlearnError):
 
 
 # --------------------------------------------------------------------------- requests
+TargetKind = Literal["classes", "client", "samples"]
+TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
+
+
 @dataclass(frozen=True)
 class ForgetRequest:
-    """What is to be forgotten: one or more classes, of all clients that hold them or of named ones.
+    """What is to be forgotten: classes, everything of some clients, or chosen samples of some clients.
 
     Attributes:
         classes: The labels to forget, each >= 0, in ascending order without repeats.
-        clients: Client names (partition ids, unless the project names its clients otherwise) whose data
-            of these classes is to be forgotten; empty means every client that holds them.
+        clients: Client names (partition ids, unless the project names its clients otherwise). With classes:
+            whose data of these classes is to be forgotten, empty meaning every client that holds them.
+            Without: the clients of which everything is to be forgotten.
         reason: Free text for the record.
+        samples: Client name to the positions of its samples in its training data set, from 0 up, ascending
+            without repeats. Goes with neither classes nor clients.
     """
 
-    classes: tuple[int, ...]
+    classes: tuple[int, ...] = ()
     clients: tuple[str, ...] = ()
     reason: str = ""
+    samples: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if not self.classes:
-            raise RequestError("a request must name at least one class, got none; try classes=(3,)")
-        for c in self.classes:
-            if isinstance(c, bool) or not hasattr(c, "__index__") or index(c) < 0:
-                raise RequestError(f"a class is a whole number from 0 up, got {c!r}")
-        object.__setattr__(self, "classes", tuple(sorted({index(c) for c in self.classes})))
-        object.__setattr__(self, "clients", tuple(dict.fromkeys(str(c) for c in self.clients)))
+        if not (self.classes or self.clients or self.samples):
+            raise RequestError(
+                "a request must name at least one class, client or sample, got none; try classes=(3,)"
+            )
+        if self.samples and (self.classes or self.clients):
+            raise RequestError("samples go with neither classes nor clients; make a request of their own")
+        clients = dict.fromkeys(str(c) for c in self.clients)
+        samples = {str(c): _whole("a sample's position", rows) for c, rows in self.samples.items()}
+        if empty := [c for c, rows in samples.items() if not rows]:
+            raise RequestError(f"no sample of client {empty[0]!r} is named; leave the client out")
+        object.__setattr__(self, "classes", _whole("a class", self.classes))
+        object.__setattr__(self, "clients", tuple(clients))
+        object.__setattr__(self, "samples", samples)
+
+    @property
+    def kind(self) -> TargetKind:
+        """What kind of thing is to be forgotten."""
+        return "samples" if self.samples else "classes" if self.classes else "client"
 
     @classmethod
     def parse(cls, classes: str | int, clients: str = "", reason: str = "") -> ForgetRequest:
@@ -137,8 +156,22 @@ class ForgetRequest:
         return cls(labels, tuple(p.strip() for p in clients.split(",") if p.strip()), reason)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"classes": list(self.classes), "clients": list(self.clients), "reason": self.reason}
+        """Plain values for JSON; ``samples`` only where some are named."""
+        plain = {"classes": list(self.classes), "clients": list(self.clients), "reason": self.reason}
+        return plain | ({"samples": {c: list(r) for c, r in self.samples.items()}} if self.samples else {})
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> ForgetRequest:
+        """The request that `to_json` gave."""
+        rows = {c: tuple(r) for c, r in plain.get("samples", {}).items()}
+        return cls(tuple(plain["classes"]), tuple(plain["clients"]), plain["reason"], rows)
+
+
+def _whole(what: str, values: Iterable[Any]) -> tuple[int, ...]:
+    for v in values:
+        if isinstance(v, bool) or not hasattr(v, "__index__") or index(v) < 0:
+            raise RequestError(f"{what} is a whole number from 0 up, got {v!r}")
+    return tuple(sorted({index(v) for v in values}))
 
 
 # --------------------------------------------------------------------------- settings

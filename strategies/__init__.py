@@ -1,1 +1,45 @@
-"""Complete ways to forget, one file each, for comparison; not part of the installed library."""
+"""Complete ways to forget, one file each, for comparison; not part of the installed library.
+
+To add one: a file with a `contract.Strategy`, its line in `STRATEGIES`, and its test.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from strategies.contract import Strategy
+from strategies.errors import StrategyError
+from strategies.fine_tune import FineTune
+from strategies.mask import Mask
+from strategies.retrain import Retrain
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    kind.name: kind
+    for kind in (
+        Retrain,
+        Mask,
+        FineTune,
+    )
+}
+"""Name to strategy, in the order of the tables: the yardstick, ours, then the others."""
+
+
+def get(name: str, **parameters: Any) -> Strategy:
+    """A strategy by its name.
+
+    Args:
+        name: One of `STRATEGIES`.
+        **parameters: Hyper-parameters that differ from the paper's.
+
+    Raises:
+        StrategyError: If there is no such strategy or hyper-parameter.
+    """
+    if name not in STRATEGIES:
+        close = difflib.get_close_matches(name, STRATEGIES, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise StrategyError(f"unknown strategy {name!r}: the known ones are {', '.join(STRATEGIES)}{hint}")
+    try:
+        return STRATEGIES[name](**parameters)
+    except TypeError as e:
+        raise StrategyError(f"strategy {name!r}: {e}") from e

@@ -17,10 +17,10 @@ from references_erase import class_covariance, dense_map, observations
 from torch import nn
 from torch.testing import assert_close
 
+from fl_unlearn.calibration import Candidate, explain_refusal
 from fl_unlearn.dampen import apply_update
 from fl_unlearn.erase import CUTOFF
 from fl_unlearn.flower import UnlearningStrategy, attach, forget, records
-from fl_unlearn.flower.calibration import Candidate, explain_refusal
 from fl_unlearn.lineage import NodeKind
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy

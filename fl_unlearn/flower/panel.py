@@ -10,10 +10,10 @@ from statistics import median_high, median_low
 import torch
 from flwr.app import RecordDict
 
+from fl_unlearn.calibration import Tally, sum_scores
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import records, statistics
-from fl_unlearn.flower.calibration import Tally, sum_scores
 from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
 from fl_unlearn.flower.statistics import Statistics
 from fl_unlearn.layer_stats import LayerSums

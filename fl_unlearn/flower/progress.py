@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from fl_unlearn import request_log
+from fl_unlearn.calibration import Candidate
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
-from fl_unlearn.flower.calibration import Candidate
 from fl_unlearn.flower.result import ForgetResult, from_facts, to_facts
 from fl_unlearn.operations import Operation
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, UnlearnSettings, UpdateError
+from fl_unlearn.types import ForgetRequest, RequestError, UnlearnSettings, UpdateError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,11 @@ def take_up(
     """The row of the same request if it was interrupted, or a new one.
 
     With other settings than then it begins anew, unless it was decided already.
+
+    Raises:
+        RequestError: If no update can serve a request of this kind.
     """
+    check_kind(request)
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
         if decision_of(store, row) or _alike(row.settings, settings):
@@ -48,6 +52,19 @@ def take_up(
         said = {**request.to_json(), "settings": settings.to_json()}
         store.audit.append("request", {"request": row.id, **said})
     return row
+
+
+def check_kind(request: ForgetRequest) -> None:
+    """Check that an update can serve this kind of request.
+
+    Raises:
+        RequestError: If it cannot.
+    """
+    if request.kind != "classes":
+        raise RequestError(
+            f"a request for {request.kind} cannot be served by one update; name classes, or retrain without "
+            "the data"
+        )
 
 
 def fail(store: RunStore, row: RequestRow, why: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from fl_unlearn.flower.progress import check_kind
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_log import Run
 from fl_unlearn.run_store import RunStore
@@ -42,8 +43,9 @@ class Queue:
         """Add a request.
 
         Raises:
-            RequestError: If ``after_round`` is below 0.
+            RequestError: If no update can serve such a request, or ``after_round`` is below 0.
         """
+        check_kind(request)
         if after_round is not None and after_round < 0:
             raise RequestError(f"after_round counts rounds from 0 up, got {after_round}")
         self._waiting.append(Queued(request, after_round, self._submitted))

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import networkx as nx
 
-from fl_unlearn.flower.calibration import Candidate
+from fl_unlearn.calibration import Candidate
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.lineage_io import to_networkx

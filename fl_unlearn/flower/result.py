@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from fl_unlearn.calibration import Candidate
 from fl_unlearn.dampen import DampeningUpdate
-from fl_unlearn.flower.calibration import Candidate
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, CorruptCheckpointError, ForgetRequest, UnlearnSettings

@@ -20,11 +20,11 @@ from flwr.serverapp import Grid
 
 from fl_unlearn import request_log
 from fl_unlearn.apply import stage
+from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import evidence, records
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
-from fl_unlearn.flower.calibration import Candidate, choose, explain_refusal, judge
 from fl_unlearn.flower.erasing import erased, find_erasures
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.panel import Panel

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from fl_unlearn.batches import sample
+from fl_unlearn.calibration import Candidate, Tally, choose, explain_refusal, judge
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
 from fl_unlearn.fisher import FisherSums, fisher_diagonal, resolve_scope
-from fl_unlearn.flower.calibration import Candidate, Tally, choose, explain_refusal, judge
 from fl_unlearn.merge import FisherPart, merge
 from fl_unlearn.types import ForgetRequest, UnlearnSettings, signature_of
 from simulations.quickstart.fl_unlearn_quickstart.data import Pictures
