@@ -32,12 +32,14 @@ class Answer:
         samples: How many samples it is about; weighs in averages.
         tensors: Models, and other tensors, by name.
         numbers: Measured values by name; finite.
+        notes: Texts by name, such as why something could not be measured.
         seconds: How long the client computed; filled in by `run`.
     """
 
     samples: int
     tensors: Tensors = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 

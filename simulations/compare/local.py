@@ -23,7 +23,9 @@ class LocalFederation:
     def __init__(self, clients: Sequence[Client], request: ForgetRequest) -> None:
         self._clients = {c.name: c for c in clients}
         self._request, self._cost = request, Cost()
-        self._counts = {c.name: {part: c.count(part) for part in PARTS} for c in clients}
+        self._counts: dict[str, Mapping[str, int]] = {
+            c.name: {part: c.count(part) for part in PARTS} for c in clients
+        }
 
     @property
     def request(self) -> ForgetRequest:

@@ -1,0 +1,138 @@
+"""The contract of a metric: a client measures on its own data, the server averages numbers.
+
+A `Metric` gets one client's `Subject` and gives one `Number` per key. `combine` takes the mean over clients,
+weighted by the samples measured. Nothing but these numbers leaves a client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from fl_unlearn.types import MeasureError
+
+Good = Literal["retrained", "low", "high"]
+"""What "good" means: as near as can be to the retrained model's value; or simply low, or high (costs)."""
+
+Unit = Literal["%", "nats", "steps", "bits", "", "s", "bytes"]
+"""``%``: a share from 0 to 1, shown times 100. ``""``: a plain number."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one client measures on.
+
+    Attributes:
+        model: The model in question, in eval mode; metrics leave it as it was.
+        original: The model before forgetting.
+        fresh: A model that was never trained.
+        forget: Batches of this client's training samples that are to be forgotten; may be empty.
+        retained: Batches of its other training samples.
+        held_out: Batches of samples that no client trained on, every class among them.
+        triggered: Held-out samples with a planted trigger, under the label that it is to cause; or empty.
+        classes: The classes that are to be forgotten; empty where the request names none (a client, samples).
+        seed: For whatever draws at random.
+    """
+
+    model: nn.Module
+    original: nn.Module
+    fresh: nn.Module
+    forget: Iterable[Any]
+    retained: Iterable[Any]
+    held_out: Iterable[Any]
+    triggered: Iterable[Any] = ()
+    classes: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Number:
+    """One measured value, and how many samples it was measured on, > 0."""
+
+    value: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """One key of a metric, as tables show it.
+
+    Attributes:
+        key: Unique name, kebab-case.
+        title: Short heading.
+        unit: Of the value.
+        good: What "good" means.
+        about: One sentence: what is measured, and how to read it.
+    """
+
+    key: str
+    title: str
+    unit: Unit
+    good: Good
+    about: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to measure what a model knows.
+
+    Attributes:
+        name: Unique name, kebab-case.
+        columns: What it measures.
+        measure: From a client's subject to key and number; raises `MeasureError` where it cannot be measured,
+            and leaves out a key that does not apply to this client.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    measure: Callable[[Subject], Mapping[str, Number]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value over all clients, or why there is none.
+
+    Attributes:
+        value: The mean, weighted by samples; None: it could not be measured.
+        samples: How many samples it rests on.
+        why: Why there is no value; "" where there is one.
+    """
+
+    value: float | None
+    samples: int = 0
+    why: str = ""
+
+
+def combine(answers: Sequence[Mapping[str, Number] | str], keys: Iterable[str]) -> dict[str, Measured]:
+    """The clients' numbers of one metric, averaged.
+
+    Args:
+        answers: One per client: key to number, or why it could not measure.
+        keys: The keys of the metric's columns.
+
+    Returns:
+        Key to value; where no client gave one, the clients' reasons.
+    """
+    reasons = "; ".join(dict.fromkeys(a for a in answers if isinstance(a, str)))
+    out = {}
+    for key in keys:
+        numbers = [a[key] for a in answers if not isinstance(a, str) and key in a]
+        samples = sum(n.samples for n in numbers)
+        if not samples:
+            out[key] = Measured(None, 0, reasons or "it does not apply to this request")
+            continue
+        value = sum(n.value * n.samples for n in numbers) / samples
+        out[key] = Measured(value, samples) if math.isfinite(value) else Measured(None, 0, "it is not finite")
+    return out
+
+
+def measure(metric: Metric, subject: Subject) -> Mapping[str, Number] | str:
+    """One client's numbers, or why it could not measure."""
+    try:
+        return metric.measure(subject)
+    except MeasureError as e:
+        return str(e)
