@@ -137,9 +137,8 @@ class Strategy(ABC):
 
     def problem(self, federation: Federation, history: History) -> str | None:
         """Why this strategy cannot serve the request, or None; subclasses add to it."""
-        kind = federation.request.kind
-        if kind not in self.targets:
-            return f"it cannot forget {_KINDS[kind]}, only {_listed(_KINDS[t] for t in sorted(self.targets))}"
+        if (why := unsupported(self, federation.request)) is not None:
+            return why
         if "history" in self.needs and not history.has_updates:
             return (
                 "it needs the clients' updates of every round, which this run did not keep; train with "
@@ -155,11 +154,15 @@ class Strategy(ABC):
         return None
 
 
+def unsupported(strategy: Strategy, request: ForgetRequest) -> str | None:
+    """Why a strategy cannot serve this kind of request, or None; known before anything is trained."""
+    if request.kind in strategy.targets:
+        return None
+    able = " and ".join(_KINDS[t] for t in sorted(strategy.targets))
+    return f"it cannot forget {_KINDS[request.kind]}, only {able}"
+
+
 _KINDS = {"classes": "classes", "client": "a client", "samples": "single samples"}
-
-
-def _listed(names: object) -> str:
-    return " and ".join(map(str, names))  # type: ignore[call-overload]
 
 
 def holders(federation: Federation) -> list[str]:

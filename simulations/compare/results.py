@@ -27,6 +27,24 @@ COST = (
 )
 """What a strategy cost; beside the metrics' columns."""
 
+CHECKPOINT = (
+    Column(
+        "checkpoints-forget",
+        "checkpoints: forgotten, worst",
+        "%",
+        "low",
+        "Most that an earlier global model still knows of the forgotten classes after the same change.",
+    ),
+    Column(
+        "checkpoints-drop",
+        "checkpoints: drop, worst",
+        "%",
+        "low",
+        "Most that an earlier global model lost of its accuracy on the rest by the same change.",
+    ),
+)
+"""What a strategy makes of the run's earlier global models, where it changes them too; held-out samples."""
+
 
 @dataclass(frozen=True)
 class Row:
