@@ -12,6 +12,7 @@ from strategies.contract import Strategy
 from strategies.errors import StrategyError
 from strategies.fine_tune import FineTune
 from strategies.mask import Mask
+from strategies.measuring import measure_all as measure_all
 from strategies.retrain import Retrain
 
 STRATEGIES: dict[str, type[Strategy]] = {
