@@ -66,7 +66,7 @@ def membership_inference(
     Raises:
         MeasureError: If there are too few samples to measure on.
     """
-    inside, outside = (_statistics(model, batches, device) for batches in (members, non_members))
+    inside, outside = (statistics(model, batches, device=device)[0] for batches in (members, non_members))
     return {name: threshold_attack(-inside[name], -outside[name], fpr=fpr) for name in inside}
 
 
@@ -109,10 +109,22 @@ def threshold_attack(members: Tensor, non_members: Tensor, *, fpr: float = 0.01)
     )
 
 
-def _statistics(model: nn.Module, loader: Iterable[Any], device: Any) -> dict[str, Tensor]:
-    """Cross-entropy and entropy of the prediction, in nats, for each sample, float64."""
+def statistics(
+    model: nn.Module, loader: Iterable[Any], *, device: torch.device | str | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What the attacks look at: "loss", the cross-entropy, and "entropy" of the prediction, in nats.
+
+    Args:
+        model: A classifier; it is evaluated in eval mode.
+        loader: Batches as `batches.unpack` takes them; empty ones are skipped.
+        device: Where the model is; None: that of its first parameter.
+
+    Returns:
+        The numbers by name, float64 of shape (N,), and the labels, int64 of shape (N,), on the CPU.
+    """
     where = device_of(model, device)
     losses, entropies = [torch.empty(0, dtype=torch.float64)], [torch.empty(0, dtype=torch.float64)]
+    labels = [torch.empty(0, dtype=torch.int64)]
     with evaluating(model):
         for i, (x, y) in enumerate(filled(loader)):
             z = model(to_device(x, where))
@@ -120,4 +132,5 @@ def _statistics(model: nn.Module, loader: Iterable[Any], device: Any) -> dict[st
             z, y = z.double().cpu(), y.cpu()
             losses.append(functional.cross_entropy(z, y, reduction="none"))
             entropies.append(torch.special.entr(z.softmax(1)).sum(1))
-    return {"loss": torch.cat(losses), "entropy": torch.cat(entropies)}
+            labels.append(y)
+    return {"loss": torch.cat(losses), "entropy": torch.cat(entropies)}, torch.cat(labels)

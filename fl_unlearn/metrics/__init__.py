@@ -5,8 +5,22 @@ To add one: a file with a `contract.Metric`, its line in `METRICS`, and its test
 
 from __future__ import annotations
 
+from fl_unlearn.metrics import membership
 from fl_unlearn.metrics.accuracy import ACCURACY
+from fl_unlearn.metrics.activation_distance import ACTIVATION_DISTANCE
 from fl_unlearn.metrics.contract import Metric
+from fl_unlearn.metrics.entropy_svc import ENTROPY_SVC
+from fl_unlearn.metrics.zrf import ZRF
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY,)}
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        ACCURACY,
+        membership.AUC,
+        membership.TPR,
+        ENTROPY_SVC,
+        ZRF,
+        ACTIVATION_DISTANCE,
+    )
+}
 """Name to metric, in the order of the tables."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from fl_unlearn.types import MeasureError
+from fl_unlearn.types import UnlearnError
 
 Good = Literal["retrained", "low", "high"]
 """What "good" means: as near as can be to the retrained model's value; or simply low, or high (costs)."""
@@ -134,5 +134,5 @@ def measure(metric: Metric, subject: Subject) -> Mapping[str, Number] | str:
     """One client's numbers, or why it could not measure."""
     try:
         return metric.measure(subject)
-    except MeasureError as e:
+    except UnlearnError as e:  # also what a diverged model's logits raise
         return str(e)

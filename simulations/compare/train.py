@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fl_unlearn.lineage import NodeKind
@@ -12,6 +12,7 @@ from fl_unlearn.store import KeepPolicy
 from simulations.compare.clients import head_of, initial_state, make_clients
 from simulations.compare.local import LocalFederation
 from simulations.compare.setting import Setting, SettingError
+from strategies.client import Client
 from strategies.contract import State
 from strategies.history import History, Training
 from strategies.tasks import Answer
@@ -35,18 +36,25 @@ def open_history(setting: Setting, seed: int, folder: Path) -> History:
             path.write_text(like)
         elif path.read_text() != like:
             raise SettingError(f"{folder} was trained otherwise: {path.read_text()}; name another --out")
-        _train(setting, training, store)
+        train_into(store, make_clients(setting, seed), initial_state(setting, seed), training)
     except BaseException:
         store.close()
         raise
     return History(store, training, head_of(setting))
 
 
-def _train(setting: Setting, training: Training, store: RunStore) -> None:
+def train_into(store: RunStore, clients: Sequence[Client], initial: State, training: Training) -> None:
+    """Train a federation from ``initial`` and record it, or go on where it was cut off.
+
+    Args:
+        store: Where it is recorded; empty, or what a training of the same clients left.
+        clients: The clients, who know the request.
+        initial: The model to begin with.
+        training: How they train.
+    """
     umig = store.umig
     if umig.last(NodeKind.INITIAL) is None:
-        state = initial_state(setting, training.seed)
-        store.record("r0000-initial", state, kind=NodeKind.INITIAL, round_=0)
+        store.record("r0000-initial", initial, kind=NodeKind.INITIAL, round_=0)
     done = umig.last_round()
     if done >= training.rounds:
         return
@@ -77,7 +85,6 @@ def _train(setting: Setting, training: Training, store: RunStore) -> None:
         log.info("training, seed %d: round %d/%d", training.seed, number, training.rounds)
 
     assert current[0] is not None
-    clients = make_clients(setting, training.seed)
     assert clients[0].request is not None
     fedavg(
         LocalFederation(clients, clients[0].request),
