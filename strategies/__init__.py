@@ -11,6 +11,7 @@ from typing import Any
 from strategies.contract import Strategy
 from strategies.errors import StrategyError
 from strategies.fine_tune import FineTune
+from strategies.fiun import Fiun, FiunDeep
 from strategies.mask import Mask
 from strategies.retrain import Retrain
 
@@ -18,6 +19,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
     for kind in (
         Retrain,
+        Fiun,
+        FiunDeep,
         Mask,
         FineTune,
     )
