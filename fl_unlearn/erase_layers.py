@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .erase import Erasure
 from .erase_trace import Trace, traced
 from .fisher import find_head
-from .layer_stats import LAYERS, MAX_WIDTH
+from .layer_stats import LAYERS, MAX_WIDTH, LayerSums
 from .types import EraseError, FisherError, Signature
 from .update import ErasedLayer
 
@@ -42,6 +42,25 @@ class Hidden:
     shift: str
     shift_is: Literal["bias", "running_mean"]
     width: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one client says of one layer.
+
+    Attributes:
+        layers: All layers that are asked about, in the order of a forward pass; none from a client that has
+            no data, and so cannot tell.
+        sums: The statistics of the layer in question, one for each model that was sent.
+    """
+
+    layers: tuple[Hidden, ...] = ()
+    sums: tuple[LayerSums, ...] = ()
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Group to number of observations, in the first model."""
+        return self.sums[0].counts if self.sums else {}
 
 
 def folded(hidden: Hidden, erasure: Erasure, model: Signature) -> ErasedLayer:

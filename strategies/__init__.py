@@ -11,6 +11,7 @@ from typing import Any
 from strategies.contract import Strategy
 from strategies.errors import StrategyError
 from strategies.fine_tune import FineTune
+from strategies.fiun import Fiun, FiunDeep
 from strategies.mask import Mask
 from strategies.measuring import measure_all as measure_all
 from strategies.retrain import Retrain
@@ -19,6 +20,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
     for kind in (
         Retrain,
+        Fiun,
+        FiunDeep,
         Mask,
         FineTune,
     )

@@ -22,7 +22,7 @@ from test_flower_bad_input import change_head, spoiling
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from fl_unlearn.erase_layers import Hidden
+from fl_unlearn.erase_layers import Hidden, Statistics
 from fl_unlearn.flower import attach, records, statistics
 from fl_unlearn.layer_stats import layer_sums
 from fl_unlearn.types import (
@@ -99,10 +99,10 @@ def answer() -> RecordDict:
     model, (x, y) = fed.build_model(), fed.client_data(1)
     sums = layer_sums(model, [(x, y)], ["hidden"], [3])["hidden"]
     hidden = Hidden("hidden", "hidden.weight", "hidden.bias", "bias", 24)
-    return statistics.write("1", statistics.Statistics((hidden,), (sums, sums)), 0.5)
+    return statistics.write("1", Statistics((hidden,), (sums, sums)), 0.5)
 
 
-def read(content: RecordDict) -> statistics.Statistics:
+def read(content: RecordDict) -> Statistics:
     return statistics.read(content, groups=(3, REST), models=2, position=0, model=SIGNATURE)
 
 
@@ -115,8 +115,8 @@ def test_an_answer_there_and_back() -> None:
     for sums in got.sums:
         assert_close(sums.second, expected.second)
         assert_close(sums.sums, expected.sums)
-    nothing = statistics.write("1", statistics.Statistics(), 0.0)
-    assert read(nothing) == statistics.Statistics()
+    nothing = statistics.write("1", Statistics(), 0.0)
+    assert read(nothing) == Statistics()
     with pytest.raises(AnswerError, match="asked about layer 2, but the client knows of 1"):
         statistics.read(answer(), groups=(3, REST), models=2, position=1, model=SIGNATURE)
     wide = {**SIGNATURE, "hidden.weight": TensorSpec((8193, 12), "float32")}

@@ -23,7 +23,7 @@ from torch import nn
 
 from fl_unlearn.batches import sample, take_rows, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.erase_layers import Hidden, find_layers
+from fl_unlearn.erase_layers import Hidden, Statistics, find_layers
 from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher import find_head, fisher_diagonal
 from fl_unlearn.fisher.ledger import FisherLedger
@@ -151,7 +151,7 @@ class Responder:
             batches = iter(_split(self.data(context))[0])
             first = next((b for b in batches if len(unpack(b)[1])), None)
             if first is None:  # without a sample to run, nothing is known of the model
-                return statistics.write(client, statistics.Statistics(), seconds)
+                return statistics.write(client, Statistics(), seconds)
             started = time.perf_counter()
             if not layers:
                 rows = to_device(take_rows(unpack(first)[0], slice(2)), self.device)
@@ -161,7 +161,7 @@ class Responder:
             sums.append(layer_sums(model, data, [at], classes, ignored=ignored, device=self.device)[at])
             seconds += time.perf_counter() - started
         theirs = tuple(replace(h, weight=names[h.weight], shift=names[h.shift]) for h in layers)
-        return statistics.write(client, statistics.Statistics(theirs, tuple(sums)), seconds)
+        return statistics.write(client, Statistics(theirs, tuple(sums)), seconds)
 
     def scores(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Scores of each model in the message, as it is and under each candidate, on local data."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.flower import records
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def unidentified(node: int) -> str:
     """The stand-in name of a node that has not said which client it is."""
-    return f"{records.UNIDENTIFIED}{node}"
+    return f"{UNIDENTIFIED}{node}"
 
 
 def natural(name: str) -> tuple[int, str]:

@@ -12,10 +12,10 @@ from flwr.app import RecordDict
 
 from fl_unlearn.calibration import Tally, sum_scores
 from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.erase_layers import Statistics
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import records, statistics
 from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
-from fl_unlearn.flower.statistics import Statistics
 from fl_unlearn.layer_stats import LayerSums
 from fl_unlearn.types import (
     REST,

@@ -17,6 +17,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.types import (
     AnswerError,
@@ -38,9 +39,6 @@ HEAD = "unlearn"
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
 """Name of the ConfigRecord that tells clients in training messages what was forgotten."""
-
-UNIDENTIFIED = "node-"
-"""Prefix of the stand-in name of a node that has not said which client it is."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12

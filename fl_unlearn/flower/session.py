@@ -18,14 +18,14 @@ import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fl_unlearn import request_log
+from fl_unlearn import evidence, request_log
 from fl_unlearn.apply import stage
 from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
+from fl_unlearn.erasing import erased, find_erasures
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.flower import evidence, records
+from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
-from fl_unlearn.flower.erasing import erased, find_erasures
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
@@ -164,7 +164,7 @@ class Session:
             r.roots, r.affected = evidence.lineage(
                 self.request, self.store, fishers, r.holders, all_affected=self.settings.all_affected
             )
-            merged = merge(evidence.parts(self.request, fishers), self.settings.merge_rule)
+            merged = merge(evidence.parts(fishers), self.settings.merge_rule)
             base = self._build(merged, fishers, erasures)
             if self.settings.reference == "shared":
                 self.progress.keep_base(base)
@@ -228,7 +228,9 @@ class Session:
 
     # ------------------------------------------------------------------ updates
     def _find_erasures(self) -> Mapping[str, ErasedLayer]:
-        return find_erasures(self.panel, self.store, self.state) if self.settings.erases else {}
+        if not self.settings.erases:
+            return {}
+        return find_erasures(self.panel.ask_statistics, self.request, self.settings, self.store, self.state)
 
     def _build(
         self,

@@ -6,37 +6,17 @@ It comes from the other side and is untrusted: `read` checks all of it before an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fl_unlearn.erase_layers import Hidden
+from fl_unlearn.erase_layers import Hidden, Statistics
 from fl_unlearn.flower import records
 from fl_unlearn.layer_stats import MAX_WIDTH, LayerSums
 from fl_unlearn.types import SIGNATURE_DTYPES, AnswerError, Signature, UnlearnError
 
 ARRAYS = "unlearn.statistics"
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What one client says of one layer.
-
-    Attributes:
-        layers: All layers that are asked about, in the order of a forward pass; none from a client that has
-            no data, and so cannot tell.
-        sums: The statistics of the layer in question, one for each model that was sent.
-    """
-
-    layers: tuple[Hidden, ...] = ()
-    sums: tuple[LayerSums, ...] = ()
-
-    @property
-    def counts(self) -> dict[int, int]:
-        """Group to number of observations, in the first model."""
-        return self.sums[0].counts if self.sums else {}
 
 
 def write(client: str, answer: Statistics, seconds: float) -> RecordDict:

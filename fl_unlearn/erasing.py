@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from fl_unlearn import evidence
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.erase import NothingToEraseError, erasure
-from fl_unlearn.erase_layers import folded
-from fl_unlearn.flower import evidence
-from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.statistics import Statistics
+from fl_unlearn.erase_layers import Statistics, folded
 from fl_unlearn.layer_stats import LayerSums, pool
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import StateDict, signature_of
+from fl_unlearn.types import ForgetRequest, StateDict, UnlearnSettings, signature_of
 from fl_unlearn.update import ErasedLayer
 
 log = logging.getLogger(__name__)
+
+Ask = Callable[[Sequence[dict[str, torch.Tensor]], int], Mapping[str, Statistics]]
+"""Asks clients for their statistics of one hidden layer (a number, in the order of a forward pass) in each of
+some models; gives client name to answer."""
 
 
 def erased(state: StateDict, erasures: Mapping[str, ErasedLayer]) -> dict[str, torch.Tensor]:
@@ -26,13 +28,21 @@ def erased(state: StateDict, erasures: Mapping[str, ErasedLayer]) -> dict[str, t
     return apply_update(state, DampeningUpdate({}, 1.0, 1.0, erasures))
 
 
-def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor]) -> dict[str, ErasedLayer]:
+def find_erasures(
+    ask: Ask,
+    request: ForgetRequest,
+    settings: UnlearnSettings,
+    store: RunStore,
+    state: dict[str, torch.Tensor],
+) -> dict[str, ErasedLayer]:
     """What is to be erased in which layer, in the order of a forward pass; layers with nothing are left out.
 
     Each layer's statistics are taken with the layers before it erased already. Nothing is changed.
 
     Args:
-        panel: The way to the clients; it knows the request and the settings.
+        ask: The way to the clients.
+        request: What is to be forgotten.
+        settings: How much is erased, and on how many models the statistics are taken.
         store: The run's store.
         state: The current global model.
 
@@ -41,12 +51,11 @@ def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor])
         NotEnoughAnswersError: If too few answers are usable, or a named client did not answer.
         EraseError: If the clients' model has no layer to erase in.
     """
-    request, settings = panel.request, panel.settings
     found: dict[str, ErasedLayer] = {}
     earlier: list[dict[str, torch.Tensor]] | None = None
     position, layers = 0, 1
     while position < layers:
-        answers = panel.ask_statistics([erased(state, found)], position)
+        answers = ask([erased(state, found)], position)
         held = evidence.holders(request, store, {c: a.counts for c, a in answers.items()})
         hidden = next(a.layers for a in answers.values() if a.layers)
         layers = len(hidden)
@@ -55,7 +64,7 @@ def find_erasures(panel: Panel, store: RunStore, state: dict[str, torch.Tensor])
             earlier = evidence.earlier_globals(store, affected, settings.erase_snapshots - 1)
         parts = _added(answers)
         if earlier:
-            parts += _added(panel.ask_statistics([erased(s, found) for s in earlier], position))
+            parts += _added(ask([erased(s, found) for s in earlier], position))
         at = hidden[position]
         position += 1
         try:

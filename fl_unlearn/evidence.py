@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.flower import records
 from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.merge import FisherPart
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import REST, ForgetRequest, NotEnoughAnswersError, RequestError
+
+UNIDENTIFIED = "node-"
+"""Prefix of the stand-in name of a node that has not said which client it is."""
 
 Counts = Mapping[str, Mapping[int, int]]
 """Client to group (a requested class, or the rest) to how much it holds of it."""
@@ -73,9 +75,7 @@ def lineage(
     innocent = set() if all_affected else set(answered) - set(holders)
 
     def suspect(client: str) -> bool:
-        return client.startswith(records.UNIDENTIFIED) or (
-            client in named if named else client not in innocent
-        )
+        return client.startswith(UNIDENTIFIED) or (client in named if named else client not in innocent)
 
     roots = store.umig.roots([o for o, c in store.clients().items() if suspect(c)])
     if not roots:
@@ -87,13 +87,13 @@ def lineage(
     return names, tuple(n.name for n in store.umig.affected(names))
 
 
-def parts(request: ForgetRequest, fishers: Mapping[str, FisherSums]) -> list[FisherPart]:
-    """The mean Fisher of each holder's forgotten classes."""
+def parts(fishers: Mapping[str, FisherSums]) -> list[FisherPart]:
+    """The mean Fisher of each holder's forgotten samples, label by label; the rest is what is kept."""
     return [
         FisherPart(client, label, sums.mean([label]), sums.counts[label])
         for client, sums in fishers.items()
-        for label in request.classes
-        if sums.counts.get(label)
+        for label, count in sums.counts.items()
+        if label != REST and count
     ]
 
 

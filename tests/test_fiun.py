@@ -1,0 +1,112 @@
+"""The strategies `fiun` and `fiun-deep` are what the plug-in does; and what they do where it says no."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from grid import LocalGrid
+from strategy_cases import Case, trained
+
+import strategies
+from fl_unlearn.flower import attach, forget
+from fl_unlearn.flower.result import ForgetResult
+from fl_unlearn.run_store import RunStore
+from fl_unlearn.types import ForgetRequest, SettingsError, UnlearnSettings
+
+
+def plugged_in(case: Case, folder: Path, settings: UnlearnSettings) -> ForgetResult:
+    """The same request, served by the plug-in on a copy of the same store."""
+
+    def app() -> ClientApp:
+        def data(context: Context) -> Any:
+            client = case.clients[int(context.node_config["partition-id"])]
+            return client.batches("train"), client.batches("held-out")
+
+        def model() -> torch.nn.Module:
+            return case.clients[0].fresh(0)
+
+        return attach(ClientApp(), model=model, data=data, device="cpu")
+
+    request = case.clients[0].request
+    assert isinstance(request, ForgetRequest)
+    with RunStore(shutil.copytree(case.history.store.folder, folder / "copy")) as store:
+        return forget(
+            LocalGrid({100 + c.index: app() for c in case.clients}), request, store, settings=settings
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "whom"),
+    [
+        ("fiun", {}, ""),
+        ("fiun", {"fisher_scope": "all", "reference_share": 0.5}, ""),
+        ("fiun", {"reference": "per-model"}, "1"),
+        ("fiun-deep", {}, "1"),
+        ("fiun-deep", {"erase_snapshots": 2, "calibration_samples": 20}, ""),
+    ],
+)
+def test_the_update_is_that_of_the_plug_in(
+    name: str, changes: dict[str, Any], whom: str, tmp_path: Path
+) -> None:
+    case = trained("digits-class", alpha=100.0, forget_clients=whom)
+    preset = "deep" if name == "fiun-deep" else "fast"
+    tolerance = {"forget_tolerance": 1.0, "max_retain_drop": 1.0} if whom else {}
+    settings = UnlearnSettings.preset(preset, **changes, **tolerance)
+    theirs = plugged_in(case, tmp_path, settings)
+    ours = strategies.get(name, settings=settings).unlearn(case.federation(), case.history)
+    assert theirs.committed, theirs.message
+    assert theirs.update is not None
+    assert ours.facts["digest"] == theirs.update.digest
+    assert ours.facts["threshold"] == theirs.update.threshold
+    for key, tensor in ours.state.items():
+        torch.testing.assert_close(tensor, theirs.state[key], rtol=0, atol=0)
+    assert ours.change is not None
+    with RunStore(tmp_path / "copy") as store:
+        for node in ("r0003-global", "r0003-client-1"):
+            before, after = case.history.store.load(node).state, store.load(node).state
+            for key, tensor in ours.change(before).items():
+                torch.testing.assert_close(tensor, after[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["fiun", "fiun-deep"])
+def test_the_class_is_forgotten_and_the_rest_kept(name: str) -> None:
+    case = trained()
+    federation = case.federation()
+    outcome = strategies.get(name).unlearn(federation, case.history)
+    assert not outcome.refused
+    assert case.accuracy(case.history.current(), "forget") > 0.9
+    assert case.accuracy(outcome.state, "forget") < 0.02
+    kept = case.accuracy(case.history.current(), "retained")
+    assert case.accuracy(outcome.state, "retained") > kept - 0.05
+    assert federation.cost.rounds == (2 if name == "fiun" else 3)
+    changed = {n for n, t in outcome.state.items() if not torch.equal(t, case.history.current()[n])}
+    hidden = {"fc.weight", "fc.bias"} if name == "fiun-deep" else set()
+    assert changed == {"head.weight", "head.bias"} | hidden
+
+
+def test_a_refusal_changes_nothing() -> None:
+    case = trained()
+    settings = UnlearnSettings(candidates=(1e6,), dampenings=(1.0,))
+    outcome = strategies.get("fiun", settings=settings).unlearn(case.federation(), case.history)
+    assert outcome.refused.startswith("none of the thresholds 1e+06")
+    assert outcome.change is None
+    for name, tensor in case.history.current().items():
+        torch.testing.assert_close(outcome.state[name], tensor, rtol=0, atol=0)
+
+
+def test_an_update_that_changes_nothing_is_refused() -> None:
+    case = trained()
+    settings = UnlearnSettings(candidates=(1e6,), dampenings=(1.0,), forget_tolerance=1.0)
+    outcome = strategies.get("fiun", settings=settings).unlearn(case.federation(), case.history)
+    assert outcome.refused == "the chosen update (t = 1e+06) changes no value"
+
+
+def test_a_preset_that_is_not_known_is_an_error_at_once() -> None:
+    with pytest.raises(SettingsError, match="preset must be one of fast, deep"):
+        strategies.get("fiun", preset="slow")
