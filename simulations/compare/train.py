@@ -26,15 +26,9 @@ def open_history(setting: Setting, seed: int, folder: Path) -> History:
     Raises:
         SettingError: If the folder holds a federation that was trained otherwise.
     """
-    store = RunStore(folder, keep=KeepPolicy(client_updates=True))
+    store = open_store(setting, seed, folder)
     training = setting.training(seed)
     try:
-        like = f"{setting.trained_like()} seed {seed}"
-        path = folder / "setting.json"
-        if not path.is_file():
-            path.write_text(like)
-        elif path.read_text() != like:
-            raise SettingError(f"{folder} was trained otherwise: {path.read_text()}; name another --out")
         _train(setting, training, store)
     except BaseException:
         store.close()
@@ -42,11 +36,31 @@ def open_history(setting: Setting, seed: int, folder: Path) -> History:
     return History(store, training, head_of(setting))
 
 
+def open_store(setting: Setting, seed: int, folder: Path) -> RunStore:
+    """The store in ``folder``, with the initial model, and what was trained from it so far.
+
+    Raises:
+        SettingError: If the folder holds a federation that was trained otherwise.
+    """
+    store = RunStore(folder, keep=KeepPolicy(client_updates=True))
+    try:
+        like = f"{setting.trained_like()} seed {seed}"
+        path = folder / "setting.json"
+        if not path.is_file():
+            path.write_text(like)
+        elif path.read_text() != like:
+            raise SettingError(f"{folder} was trained otherwise: {path.read_text()}; name another --out")
+        if store.umig.last(NodeKind.INITIAL) is None:
+            state = initial_state(setting, seed)
+            store.record("r0000-initial", state, kind=NodeKind.INITIAL, round_=0)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
 def _train(setting: Setting, training: Training, store: RunStore) -> None:
     umig = store.umig
-    if umig.last(NodeKind.INITIAL) is None:
-        state = initial_state(setting, training.seed)
-        store.record("r0000-initial", state, kind=NodeKind.INITIAL, round_=0)
     done = umig.last_round()
     if done >= training.rounds:
         return
