@@ -50,3 +50,30 @@ def main(grid: Grid, context: Context) -> None:
         chosen, refused = choose(str(config["strategies"]), federation, Planned(store, training, head))
         train(grid, setting, seed, store)
         history = History(store, training, head)
+
+
+def connect(grid: Grid, setting: Setting, seed: int, *, timeout: float) -> FlowerFederation:
+    """The clients, once as many are connected as the setting has.
+
+    Raises:
+        StrategyError: If they are not within `PATIENCE` seconds, or one is not what the setting says.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while (nodes := len(list(grid.get_node_ids()))) < setting.clients:
+        if time.monotonic() > deadline:
+            raise StrategyError(
+                f"{nodes} of {setting.clients} clients are connected after {PATIENCE:g} s; give flwr run "
+                f"--federation-config 'num-supernodes={setting.clients}'"
+            )
+        time.sleep(0.2)
+    request = make_client(setting, seed, 0).request
+    assert request is not None
+    return FlowerFederation(grid, request, timeout=timeout)
+
+
+def show_progress() -> None:
+    """Print what fl-unlearn logs. Its own logger: a handler at the root would print Flower's lines twice."""
+    logger = logging.getLogger("fl_unlearn")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        logger.setLevel(logging.INFO)
