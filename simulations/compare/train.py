@@ -27,8 +27,23 @@ def open_history(setting: Setting, seed: int, folder: Path) -> History:
     Raises:
         SettingError: If the folder holds a federation that was trained otherwise.
     """
-    store = RunStore(folder, keep=KeepPolicy(client_updates=True))
+    store = open_store(setting, seed, folder)
     training = setting.training(seed)
+    try:
+        train_into(store, make_clients(setting, seed), initial_state(setting, seed), training)
+    except BaseException:
+        store.close()
+        raise
+    return History(store, training, head_of(setting))
+
+
+def open_store(setting: Setting, seed: int, folder: Path) -> RunStore:
+    """The store in ``folder``, with the initial model, and what was trained from it so far.
+
+    Raises:
+        SettingError: If the folder holds a federation that was trained otherwise.
+    """
+    store = RunStore(folder, keep=KeepPolicy(client_updates=True))
     try:
         like = f"{setting.trained_like()} seed {seed}"
         path = folder / "setting.json"
@@ -36,11 +51,13 @@ def open_history(setting: Setting, seed: int, folder: Path) -> History:
             path.write_text(like)
         elif path.read_text() != like:
             raise SettingError(f"{folder} was trained otherwise: {path.read_text()}; name another --out")
-        train_into(store, make_clients(setting, seed), initial_state(setting, seed), training)
+        if store.umig.last(NodeKind.INITIAL) is None:
+            state = initial_state(setting, seed)
+            store.record("r0000-initial", state, kind=NodeKind.INITIAL, round_=0)
     except BaseException:
         store.close()
         raise
-    return History(store, training, head_of(setting))
+    return store
 
 
 def train_into(store: RunStore, clients: Sequence[Client], initial: State, training: Training) -> None:

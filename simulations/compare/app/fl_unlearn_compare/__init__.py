@@ -1,0 +1,1 @@
+"""A Flower app that compares ways to forget."""

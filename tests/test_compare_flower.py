@@ -1,0 +1,255 @@
+"""A comparison's federation behind Flower: the same answers, the same costs, and errors in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Message, RecordDict
+from grid import LocalGrid, Tamper
+from strategy_cases import Case, trained
+
+import strategies
+from fl_unlearn.flower import records
+from fl_unlearn.types import MeasureError, StateDict
+from simulations.compare import messages
+from simulations.compare.app.fl_unlearn_compare import client_app
+from simulations.compare.flower import FlowerFederation
+from simulations.compare.flower_train import train
+from simulations.compare.train import open_store
+from strategies.client import Client
+from strategies.errors import StrategyError
+from strategies.history import History
+from strategies.tasks import TASKS, Answer, Settings, Tensors
+from strategies.training import train_settings
+
+CONFIG = {"setting": "digits-class", "clients": 3, "rounds": 5, "seed": 0}
+
+
+def connected(tamper: Tamper | None = None, nodes: int = 3, **changes) -> LocalGrid:
+    """A Grid with the app's clients, whose node ids are not in the order of the partitions."""
+    return LocalGrid({900 - i: client_app.app for i in range(nodes)}, tamper, **{**CONFIG, **changes})
+
+
+def behind_flower(case: Case, tamper: Tamper | None = None) -> FlowerFederation:
+    return FlowerFederation(connected(tamper), case.federation().request, timeout=7.0)
+
+
+def equal(one: StateDict, other: StateDict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+@pytest.fixture
+def known() -> Callable:
+    """Adds a task for the length of a test."""
+    before = dict(TASKS)
+    yield TASKS.__setitem__
+    TASKS.clear()
+    TASKS.update(before)
+
+
+def test_it_knows_the_clients_and_what_they_have() -> None:
+    case = trained()
+    federation, local = behind_flower(case), case.federation()
+    assert list(federation.clients.items()) == list(local.clients.items())
+    assert list(federation.clients) == ["0", "1", "2"]
+    assert federation.request == local.request
+    assert federation.cost == local.cost, "to ask who they are costs nothing"
+
+
+def test_training_rounds_give_the_same_bits_and_the_same_costs() -> None:
+    case = trained()
+    federation, local = behind_flower(case), case.federation()
+    model = {"model": case.history.current()}
+    for clients in (None, ["2", "0"], []):
+        settings = train_settings(case.history.training, "retained", 6, lr=0.03)
+        one, other = (f.ask("train", model, settings, clients) for f in (federation, local))
+        assert list(one) == list(other) == (["0", "1", "2"] if clients is None else clients)
+        for name, answer in one.items():
+            assert (answer.samples, answer.numbers) == (other[name].samples, other[name].numbers)
+            assert equal(answer.tensors["model"], other[name].tensors["model"])
+            assert answer.seconds > 0
+    assert federation.cost.client_seconds > 0
+    assert replace(federation.cost, client_seconds=0) == replace(local.cost, client_seconds=0)
+    size = sum(t.numel() * t.element_size() for t in model["model"].values())
+    assert (federation.cost.rounds, federation.cost.bytes_down, federation.cost.bytes_up) == (
+        3,
+        5 * size,
+        5 * size,
+    )
+
+
+def test_what_a_task_is_sent_and_answers_arrives_as_it_is(known: Callable) -> None:
+    seen = []
+
+    def echo(client: Client, tensors: Tensors, settings: Settings) -> Answer:
+        seen.append((tensors, dict(settings)))
+        return Answer(4, tensors, {"nats": 0.1 + 0.2, "many": 12345678901.0}, {"why": "because\n"})
+
+    known("echo", echo)
+    case = trained()
+    tensors = {
+        "model": {
+            "nan": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45]),
+            "double": torch.rand(3, 2, dtype=torch.float64).T,
+            "half": torch.rand(2).half(),
+            "flags": torch.tensor([True, False]),
+            "scalar": torch.tensor(7),
+            "empty": torch.zeros(0, 3),
+        },
+        "teacher": {"w": torch.zeros(2, 2)},
+        "nothing": {},
+    }
+    settings = {"a": 1, "b": 0.1, "c": "x", "d": True, "e": ["u", "v"], "f": [1, 2], "g": (0.5, 1.5), "h": []}
+    federation, local = behind_flower(case), case.federation()
+    answers, others = (f.ask("echo", tensors, settings) for f in (federation, local))
+    assert seen[0][1] == {**settings, "g": [0.5, 1.5]}
+    for name, answer in answers.items():
+        assert (answer.samples, answer.numbers, answer.notes) == (
+            others[name].samples,
+            others[name].numbers,
+            others[name].notes,
+        )
+        for got in (answer.tensors, seen[0][0]):
+            assert {k: list(v) for k, v in got.items()} == {k: list(v) for k, v in tensors.items()}
+            for key, state in tensors.items():
+                for n, t in state.items():
+                    torch.testing.assert_close(got[key][n], t, rtol=0, atol=0, equal_nan=True)
+            assert torch.signbit(got["model"]["nan"][1])
+    assert federation.cost.bytes_down == local.cost.bytes_down
+    assert federation.cost.bytes_up == local.cost.bytes_up
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "what"),
+    [
+        ({}, {"rows": [1, 0.5]}, "'rows' is"),
+        ({}, {"rows": None}, "'rows' is None"),
+        ({"model": {"w": torch.zeros(2, dtype=torch.bfloat16)}}, {}, "the tensors 'model' do not fit"),
+    ],
+)
+def test_what_no_message_can_hold_is_said_before_it_is_sent(tensors, settings, what: str) -> None:
+    federation = behind_flower(trained())
+    with pytest.raises(StrategyError, match=f"task 'train'.*{what}"):
+        federation.ask("train", tensors, settings)
+    assert federation.cost.rounds == 0
+
+
+def test_an_answer_that_no_message_can_hold_is_a_clients_failure(known: Callable) -> None:
+    wrong = {"model": {"w": torch.zeros(2, dtype=torch.bfloat16)}}
+    known("wrong", lambda client, tensors, settings: Answer(1, wrong))
+    with pytest.raises(
+        StrategyError, match="client 0 failed at 'wrong': StrategyError: the answer of client 0"
+    ):
+        behind_flower(trained()).ask("wrong")
+
+
+@pytest.mark.parametrize("error", [StrategyError, MeasureError, ValueError, OSError, KeyError])
+def test_a_client_that_cannot_do_it_is_named_with_its_reason(known: Callable, error: type) -> None:
+    def fail(client: Client, tensors: Tensors, settings: Settings) -> Answer:
+        if client.name != "0":
+            raise error(f"too few samples at {client.name}")
+        return Answer(1)
+
+    known("fail", fail)
+    federation = behind_flower(trained())
+    with pytest.raises(
+        StrategyError, match=f"client 1 failed at 'fail': {error.__name__}.*too few samples at 1"
+    ):
+        federation.ask("fail")
+    assert federation.ask("fail", clients=["0"])["0"].samples == 1
+    assert federation.cost.rounds == 1, "a question that failed is in no cost, as in one process"
+
+
+def test_unknown_tasks_and_clients_are_refused() -> None:
+    federation = behind_flower(trained())
+    with pytest.raises(
+        StrategyError, match="client 0 failed at 'tarin': StrategyError: unknown task 'tarin'"
+    ):
+        federation.ask("tarin")
+    with pytest.raises(StrategyError, match="there is no client '7': they are 0, 1, 2"):
+        federation.ask("train", clients=["7"])
+
+
+def test_a_client_that_does_not_answer_in_time_is_named() -> None:
+    federation = behind_flower(trained())
+    federation._grid.away.add(900 - 1)
+    with pytest.raises(StrategyError, match=r"client 1 failed at 'identify': no answer within 7 s"):
+        federation.ask("identify")
+
+
+def test_a_client_that_is_another_one_suddenly_is_an_error() -> None:
+    federation = behind_flower(trained())
+    contexts = federation._grid.contexts
+    contexts[900], contexts[899] = contexts[899], contexts[900]
+    with pytest.raises(StrategyError, match="asked the clients 0, 1, they answer as 1, 0"):
+        federation.ask("identify", clients=["0", "1"])
+
+
+def test_nonsense_for_an_answer_is_an_error() -> None:
+    def tampered(change: Callable[[RecordDict], None]) -> FlowerFederation:
+        def tamper(request: Message, reply: Message) -> Message:
+            if messages.read_task(request.content)[0] == "train":
+                change(reply.content)
+            return reply
+
+        return behind_flower(trained(), tamper)
+
+    def samples(content: RecordDict) -> None:
+        content[records.HEAD]["samples"] = -1
+
+    def number(content: RecordDict) -> None:
+        content[messages.NUMBERS]["loss"] = "low"
+
+    def headless(content: RecordDict) -> None:
+        del content[records.HEAD]
+
+    settings = train_settings(trained().history.training, "train", 1)
+    for change, what in (
+        (samples, "about -1 samples"),
+        (number, "'loss' must be a number"),
+        (headless, "record"),
+    ):
+        with pytest.raises(StrategyError, match=f"client 0 failed at 'train'.*{what}"):
+            tampered(change).ask("train", {"model": trained().history.current()}, settings)
+
+
+def test_clients_that_are_not_those_of_the_setting_are_refused() -> None:
+    case = trained()
+    with pytest.raises(StrategyError, match=r"the run has 2 nodes, the setting 3 clients.*num-supernodes=3"):
+        FlowerFederation(connected(nodes=2), case.federation().request)
+    with pytest.raises(StrategyError, match="nobody to ask"):
+        FlowerFederation(LocalGrid({}), case.federation().request)
+    other = trained(forget_classes="1,9").federation().request
+    with pytest.raises(StrategyError, match=r"client 0 is to forget .*\[3\].*, the server .*\[1, 9\]"):
+        FlowerFederation(connected(), other)
+    twins = connected()
+    twins.contexts[899] = twins.contexts[900]
+    with pytest.raises(StrategyError, match="two nodes answer as client '0'"):
+        FlowerFederation(twins, case.federation().request)
+
+
+def test_both_engines_end_at_the_same_models(tmp_path: Path) -> None:
+    case = trained()
+    store = open_store(case.setting, 0, tmp_path)
+    with store:
+        train(connected(), case.setting, 0, store)
+        history = History(store, case.history.training, case.history.head)
+        assert equal(history.initial(), case.history.initial())
+        assert history.rounds == case.history.rounds
+        assert history.has_updates
+        for name, (state, samples) in history.updates(1).items():
+            theirs, number = case.history.updates(1)[name]
+            assert equal(state, theirs), "each client trains to the same bits"
+            assert samples == number
+        for number in history.rounds:
+            a, b = history.global_model(number), case.history.global_model(number)
+            print(number, max(float((a[n] - b[n]).abs().max()) for n in a))
+        for name in ("retrain", "mask", "fine-tune"):
+            a = strategies.get(name).unlearn(behind_flower(case), history).state
+            b = strategies.get(name).unlearn(case.federation(), case.history).state
+            print(name, max(float((a[n] - b[n]).abs().max()) for n in a))
+            print([case.accuracy(s, p) for s in (a, b) for p in ("forget", "retained", "held-out")])
