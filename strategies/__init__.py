@@ -10,8 +10,12 @@ from typing import Any
 
 from strategies.contract import Strategy
 from strategies.errors import StrategyError
+from strategies.federaser import FedEraser
 from strategies.fine_tune import FineTune
+from strategies.gradient_ascent import GradientAscent
+from strategies.gradient_ascent_paper import GradientAscentPaper
 from strategies.mask import Mask
+from strategies.not_ import Not
 from strategies.retrain import Retrain
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -20,6 +24,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
         Retrain,
         Mask,
         FineTune,
+        FedEraser,
+        GradientAscent,
+        GradientAscentPaper,
+        Not,
     )
 }
 """Name to strategy, in the order of the tables: the yardstick, ours, then the others."""
