@@ -150,13 +150,21 @@ def _measures(report: UnlearnReport) -> list[str]:
         "By the clients, of the current model, on their own samples; means over samples. No retrained "
         "model was measured to compare with, and none of these numbers proves that the information is gone.",
         _table("| measure | before | after | good | samples |", rows),
-        "\n".join(f"- {_text(m.title)}: {_text(m.about)}" for m in report.measures),
+        "\n".join(f"- {_text(m.title)}: {_text(m.about + _absent(m))}" for m in report.measures),
     ]
+
+
+def _absent(row: MeasureRow) -> str:
+    reasons: dict[str, list[str]] = {}
+    for when, found in (("before", row.before), ("after", row.after)):
+        if found.value is None:
+            reasons.setdefault(found.why, []).append(when)
+    return "".join(f" Not measured {' and '.join(when)}: {why}." for why, when in reasons.items())
 
 
 def _value(measured: Measured, unit: Unit) -> str:
     if measured.value is None:
-        return f"- ({_text(measured.why)})"
+        return "-"
     return _share(measured.value) if unit == "%" else f"{measured.value:.3f} {unit}".rstrip()
 
 

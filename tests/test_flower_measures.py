@@ -481,7 +481,8 @@ def test_the_report_shows_it(tmp_path: Path) -> None:
     assert row + "as a model retrained without the data | 30 |" in section
     why = outcome.measured["mia-loss-tpr"]["after"].why
     assert "it needs 100 held-out samples" in why
-    assert f"| membership by loss: TPR at 1 % FPR | - ({why}" in section
+    assert "| membership by loss: TPR at 1 % FPR | - | - | " in section
+    assert f"held-out ones of a class are. Not measured before and after: {why}." in section
     svc = outcome.measured["mia-svc"]["after"].value
     assert f"{100 * svc:.1f} %" in section
     assert "none of these numbers proves" in section
@@ -509,7 +510,8 @@ def test_without_an_answer_the_caveats_stand(tmp_path: Path) -> None:
     grid.tamper = spoiling(records.MEASURE, set(grid.apps), change_head(protocol=0))
     outcome = strategy.forget(grid, THREE, result.arrays)
     text = page(outcome, strategy.store, tmp_path)
-    assert "| membership by loss: AUC | - (the message speaks protocol 0" in text
+    assert "| membership by loss: AUC | - | - | " in text
+    assert "Not measured before and after: the message speaks protocol 0" in text
     assert "Membership inference was not measured" in text
 
 
@@ -576,6 +578,6 @@ def test_a_metrics_error_in_words_reaches_the_report(tmp_path: Path, monkeypatch
     monkeypatch.setitem(METRICS, "odd", Metric("odd", columns, odd))
     strategy, grid, result = trained(tmp_path, ("odd",))
     outcome = strategy.forget(grid, THREE, result.arrays)
-    assert "| odd | - (no sample here) | - (no sample here) | high | 0 |" in page(
-        outcome, strategy.store, tmp_path
-    )
+    text = page(outcome, strategy.store, tmp_path)
+    assert "| odd | - | - | high | 0 |" in text
+    assert "- odd: Of the test. Not measured before and after: no sample here." in text

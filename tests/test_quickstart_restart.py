@@ -25,6 +25,7 @@ CONFIG: dict[str, Any] = {
     **{"resume-from": "", "num-server-rounds": 3, "forget-classes": "3", "forget-clients": ""},
     **{"forget-after-round": 0, "threshold": "auto", "fisher-kind": "normalized", "fisher-scope": "head"},
     **{"preset": "fast", "merge-rule": "max", "reference": "shared", "timeout": 9.0},
+    "measures": "",
 }
 
 

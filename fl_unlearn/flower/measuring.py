@@ -16,7 +16,7 @@ from fl_unlearn.metrics.contract import Measured, Metric, combine
 
 log = logging.getLogger(__name__)
 
-_MOST_REASONS = 3
+_MOST_REASONS = 2
 
 
 def measure_both(

@@ -224,6 +224,7 @@ def read_settings(config: Mapping[str, Any]) -> UnlearnSettings:
         fisher_scope=str(config["fisher-scope"]),
         merge_rule=str(config["merge-rule"]),
         threshold=fixed,
+        measures=tuple(name.strip() for name in str(config["measures"]).split(",") if name.strip()),
         reference=config["reference"],
         timeout=float(config["timeout"]),
     )
