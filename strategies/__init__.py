@@ -9,10 +9,14 @@ import difflib
 from typing import Any
 
 from strategies.contract import Strategy
+from strategies.distill import Distill
 from strategies.errors import StrategyError
+from strategies.fedquit import FedQuit
 from strategies.fine_tune import FineTune
+from strategies.incompetent_teacher import IncompetentTeacher
 from strategies.mask import Mask
 from strategies.retrain import Retrain
+from strategies.unsir import Unsir
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
@@ -20,6 +24,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
         Retrain,
         Mask,
         FineTune,
+        FedQuit,
+        Unsir,
+        IncompetentTeacher,
+        Distill,
     )
 }
 """Name to strategy, in the order of the tables: the yardstick, ours, then the others."""
