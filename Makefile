@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class reference-share deeper
+.PHONY: help demo test test-fast check wheel each-class reference-share deeper compare ulira
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
@@ -57,6 +57,12 @@ reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes 
 
 deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retraining (ARGS="--data FOLDER"; hours)
 	$(BIN)/python -m simulations.figures.deeper --out outputs/deeper $(ARGS)
+
+compare: $(VENV)/.sim  ## every strategy on the same federation, beside retraining (ARGS="--data FOLDER" adds CIFAR-10; hours)
+	$(BIN)/python -m simulations.compare $(ARGS)
+
+ulira: $(VENV)/.sim  ## U-LiRA, a membership attack with shadow models, against strategies on digits
+	$(BIN)/python -m simulations.compare.shadows --out outputs/ulira $(ARGS)
 
 bench-store: $(VENV)/.sim  ## lineage beside networkx, applying updates beside loops and copies (30 GB of disk)
 	$(BIN)/python -m simulations.benchmarks.store $(ARGS)

@@ -10,10 +10,14 @@ from typing import Any
 
 from strategies.contract import Strategy
 from strategies.errors import StrategyError
+from strategies.federaser import FedEraser
 from strategies.fine_tune import FineTune
 from strategies.fiun import Fiun, FiunDeep
+from strategies.gradient_ascent import GradientAscent
+from strategies.gradient_ascent_paper import GradientAscentPaper
 from strategies.mask import Mask
 from strategies.measuring import measure_all as measure_all
+from strategies.not_ import Not
 from strategies.retrain import Retrain
 
 STRATEGIES: dict[str, type[Strategy]] = {
@@ -24,6 +28,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
         FiunDeep,
         Mask,
         FineTune,
+        FedEraser,
+        GradientAscent,
+        GradientAscentPaper,
+        Not,
     )
 }
 """Name to strategy, in the order of the tables: the yardstick, ours, then the others."""

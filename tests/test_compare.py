@@ -88,7 +88,7 @@ def test_what_was_deleted_is_made_again_the_same(made) -> None:
 
 def test_files_of_another_federation_are_an_error(made) -> None:
     with pytest.raises(SettingError, match="was trained otherwise"):
-        compare(made[0], rounds=4)
+        compare(made[0], rounds=3)
 
 
 def test_results_are_read_as_they_were_written(made, tmp_path) -> None:

@@ -29,7 +29,7 @@ ACTIVATION_DISTANCE = Metric(
             "activation distance",
             "",
             "retrained",
-            "Mean L2 distance between the model's and the original's output distributions on forgotten samples.",
+            "Mean L2 distance between the model's and the original's outputs (softmax) on forgotten samples.",
         ),
     ),
     _measure,

@@ -68,7 +68,7 @@ AUC = Metric(
             f"membership by {name}: AUC",
             "",
             "retrained",
-            f"Chance that a forgotten sample has a lower {name} than a held-out one of its class; 0.5: guessing.",
+            f"Chance that a forgotten sample has a lower {name} than a held-out one of its class.",
         )
         for name in _ATTACKS
     ),

@@ -47,7 +47,7 @@ ZRF = Metric(
             "ZRF",
             "",
             "retrained",
-            "1 less the JS divergence from an untrained model's outputs on forgotten samples; 1: as ignorant.",
+            "1 less the divergence from an untrained model's outputs on forgotten samples; 1: as ignorant.",
         ),
     ),
     _measure,

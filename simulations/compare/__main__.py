@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     write_json(comparisons, options.out / "results.json")
     write_csv(comparisons, options.out / "results.csv")
-    text = "\n".join(markdown(c) for c in comparisons)
+    text = markdown(comparisons)
     (options.out / "tables.md").write_text(text)
     write_page(comparisons, options.out / "report.html")
     if options.json:
