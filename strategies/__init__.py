@@ -12,11 +12,11 @@ from strategies.contract import Strategy
 from strategies.distill import Distill
 from strategies.errors import StrategyError
 from strategies.federaser import FedEraser
+from strategies.fedquit import FedQuit
 from strategies.fine_tune import FineTune
 from strategies.fiun import Fiun, FiunDeep
 from strategies.gradient_ascent import GradientAscent
 from strategies.gradient_ascent_paper import GradientAscentPaper
-from strategies.fedquit import FedQuit
 from strategies.incompetent_teacher import IncompetentTeacher
 from strategies.mask import Mask
 from strategies.measuring import measure_all as measure_all

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fl_unlearn.metrics import METRICS
-from fl_unlearn.metrics import gaps
+from fl_unlearn.metrics import METRICS, gaps
 from fl_unlearn.metrics.contract import Column, Measured
 from simulations.compare.clients import make_clients
 from simulations.compare.experiment import Bench, graph_of, rows_of, run_all, said_of, strategies_of
