@@ -173,12 +173,11 @@ def rows_of(bench: Bench, names: Collection[str], seed: int) -> list[Row]:
             for key, value in values.items():
                 m = Measured(**value)
                 out.append(Row(name, seed, key, m.value, m.samples, m.why))
-        if name != ORIGINAL:
-            keys = [c.key for c in (*COST, *CHECKPOINT)] if bench.model_path(name).is_file() else []
-            for key in keys:
+        if bench.model_path(name).is_file():
+            why = "nothing was done" if name == ORIGINAL else "it changes the current model alone"
+            for key in (c.key for c in (*COST, *CHECKPOINT)):
                 value = said["numbers"].get(key)
-                why = "" if value is not None else "it changes the current model alone"
-                out.append(Row(name, seed, key, value, 0, why))
+                out.append(Row(name, seed, key, value, 0, why if value is None else ""))
     return out
 
 

@@ -12,8 +12,9 @@ from simulations.compare.results import COST, ORIGINAL, RETRAIN, Comparison
 BLOCKS: dict[str, tuple[str, ...]] = {
     "What it forgot": ("forget-", "held-forget-"),
     "What it kept": ("retain-", "held-retain-"),
-    "What attacks find": ("probe", "relearn", "membership", "svc", "lira", "u-lira", "backdoor"),
-    "Nearness to retraining": ("gap-", "tow", "zrf", "activation", "distance"),
+    "What attacks find": ("probe", "relearn", "mia", "lira", "backdoor"),
+    "Nearness to retraining": ("gap-", "tug-of-war", "zrf", "activation", "distance"),
+    "Earlier checkpoints": ("checkpoints-",),
     "What it cost": tuple(c.key for c in COST),
 }
 """Title of a block to how its columns' keys begin; any other column is in `OTHER`."""

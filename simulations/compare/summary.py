@@ -14,7 +14,7 @@ from simulations.compare.results import ORIGINAL, RETRAIN, Comparison
 from simulations.compare.sheet import Sheet
 
 MASK = "mask"
-BEYOND = ("probe", "relearn", "membership", "svc", "lira", "u-lira")
+BEYOND = ("probe", "relearn", "mia", "lira")
 """How the keys of columns begin that look for what a model knows, not for what it answers."""
 
 YARDSTICK = (
