@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from strategies.measuring import measure_all
-
 from fl_unlearn.files import write_atomically
 from fl_unlearn.metrics import METRICS
 from fl_unlearn.metrics.contract import Measured
@@ -25,6 +23,7 @@ from simulations.compare.results import CHECKPOINT, COST, ORIGINAL, Graph, Row
 from strategies import get
 from strategies.contract import Federation, Outcome, State, Strategy, holders
 from strategies.history import History
+from strategies.measuring import measure_all
 
 log = logging.getLogger("fl_unlearn.simulations")
 
