@@ -6,7 +6,20 @@ To add one: a file with a `contract.Metric`, its line in `METRICS`, and its test
 from __future__ import annotations
 
 from fl_unlearn.metrics.accuracy import ACCURACY
+from fl_unlearn.metrics.backdoor import BACKDOOR
 from fl_unlearn.metrics.contract import Metric
+from fl_unlearn.metrics.distance import DISTANCE
+from fl_unlearn.metrics.probe import PROBE
+from fl_unlearn.metrics.relearning import RELEARNING
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY,)}
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        ACCURACY,
+        PROBE,
+        RELEARNING,
+        BACKDOOR,
+        DISTANCE,
+    )
+}
 """Name to metric, in the order of the tables."""
