@@ -108,9 +108,10 @@ def test_what_is_not_relearned_counts_as_the_cap_and_as_capped() -> None:
 
 def test_without_something_to_relearn_there_is_a_reason() -> None:
     s = subject()
-    x, y = samples(s.held_out)
+    (x, y), (a, b) = samples(s.held_out), samples(s.forget)
     for changed, says in [
         (replace(s, forget=()), "no sample to be forgotten"),
+        (replace(s, forget=[(a[:9], b[:9])]), "at least 10 .* a client has 9"),
         (
             replace(s, held_out=[(x[y != 3], y[y != 3])]),
             "none of the forgotten samples right .* or there are none",

@@ -13,6 +13,9 @@ from fl_unlearn.batches import filled, map_tensors, take_rows, tensors_in
 
 Batches = list[tuple[Any, Tensor]]
 
+LEAST = 10
+"""Training samples of a class at a client, below which they say too little about it."""
+
 
 def first_of_each_class(batches: Iterable[Any], most: int) -> Batches:
     """The first samples of each class, at most ``most`` of it; all batches are gone through."""

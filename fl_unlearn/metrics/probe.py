@@ -15,12 +15,12 @@ import torch
 
 from fl_unlearn.fisher import find_head
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
-from fl_unlearn.metrics.drawing import first_of_each_class
+from fl_unlearn.metrics.drawing import LEAST, first_of_each_class
 from fl_unlearn.probes import features, linear_probe
 from fl_unlearn.types import FisherError, MeasureError
 
-MOST, LEAST = 100, 10
-"""Training samples of a class that a probe is fitted to at most; and at least, for it to say anything."""
+MOST = 100
+"""Training samples of a class that a probe is fitted to, at most."""
 
 
 def _measure(subject: Subject) -> Mapping[str, Number]:
@@ -36,7 +36,7 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
     if not wanted or not known.keys() - set(subject.classes):
         raise MeasureError(
             f"a probe needs at least {LEAST} training samples of a forgotten class, and samples of others; "
-            f"there are {[known[c] for c in subject.classes]} of {len(known)} classes"
+            f"a client has {', '.join(str(known[c]) for c in subject.classes)}"
         )
     fitted = features(subject.model, train)
     h, labels = features(subject.model, subject.held_out)

@@ -23,6 +23,7 @@ retrained model's number.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -30,7 +31,7 @@ from torch import nn
 
 from fl_unlearn.fisher import find_head
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
-from fl_unlearn.metrics.drawing import Batches, first_of_each_class, joined, only
+from fl_unlearn.metrics.drawing import LEAST, Batches, first_of_each_class, joined, only
 from fl_unlearn.probes import relearning_time
 from fl_unlearn.types import FisherError, MeasureError
 from fl_unlearn.verify import score
@@ -52,8 +53,13 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
     mix = joined(forgotten + first_of_each_class(subject.retained, SAMPLES))
     looked_at: Batches = forgotten
     if subject.classes:
-        present = set(mix[1].tolist()) & set(subject.classes)
-        looked_at = only(subject.held_out, present)
+        owned = Counter(label for _, y in forgotten for label in y.tolist())
+        if not (enough := [c for c in subject.classes if owned[c] >= LEAST]):
+            raise MeasureError(
+                f"relearning needs at least {LEAST} training samples of a forgotten class; a client has "
+                f"{', '.join(str(owned[c]) for c in subject.classes)}"
+            )
+        looked_at = only(subject.held_out, enough)
     samples = sum(len(y) for _, y in looked_at)
     before = score(subject.original, looked_at).accuracy()
     if not before:
@@ -113,7 +119,7 @@ RELEARNING = Metric(
             "relearning: not reached",
             "%",
             "retrained",
-            f"Share of clients, by samples, where it was not back after {STEPS} steps; their count is too low.",
+            f"Share of clients, by samples, where it was not back after {STEPS} steps.",
         ),
     ),
     _measure,
