@@ -72,7 +72,6 @@ class Not(Strategy):
             rounds=self.rounds,
             first=history.rounds[-1] + 1,
             lr=self.lr or history.training.lr,
-            epochs=1,
         )
         return Outcome(state, facts={"layer": layer, "rounds": self.rounds})
 
