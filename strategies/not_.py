@@ -41,7 +41,7 @@ class Not(Strategy):
     needs: ClassVar[frozenset[Need]] = frozenset(("retained-data",))
 
     layer: str = ""
-    rounds: int = 3
+    rounds: int = 5
     lr: float = 0.0
 
     def __post_init__(self) -> None:
