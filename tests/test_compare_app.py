@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tomllib
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from compare_runs import but_for_time
 from flwr.app import Context, RecordDict
 from grid import LocalGrid, Tamper
 
@@ -16,6 +17,7 @@ from simulations.compare.jobs import run_jobs
 from simulations.compare.results import Comparison, read_json
 from simulations.compare.run_config import read_setting
 from simulations.compare.setting import Setting, SettingError
+from simulations.compare.write import FILES
 from strategies.errors import StrategyError, UnsupportedError
 
 APP = Path(server_app.__file__).parents[1]
@@ -43,10 +45,6 @@ def result(folder: Path) -> Comparison:
     return comparison
 
 
-def but_for_time(comparison: Comparison) -> Comparison:
-    return replace(comparison, rows=tuple(r for r in comparison.rows if not r.key.endswith("seconds")))
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LocalGrid]:
     folder = tmp_path_factory.mktemp("app")
@@ -64,6 +62,7 @@ def test_the_app_gives_what_one_process_gives_from_the_same_trained_federation(
     for name in ("original", "retrain", "mask", "fine-tune"):
         model = seed / f"{name}.safetensors"
         assert (folder / model).read_bytes() == (tmp_path / model).read_bytes()
+    assert {p.name for p in folder.iterdir() if p.is_file()} == set(FILES)
     assert result(folder).mean("retrain", "client-seconds")[0] > 0
     assert result(folder).mean("original", "forget-accuracy")[0] > 0.5
     assert result(folder).mean("retrain", "forget-accuracy") == (0, 0)

@@ -27,16 +27,17 @@ from strategies.measuring import measure_all
 from strategies.tasks import TASKS, Answer, Settings, Tensors
 from strategies.training import average, train_settings
 
-CONFIG = {"setting": "digits-class", "clients": 3, "rounds": 5, "seed": 0}
 
-
-def connected(tamper: Tamper | None = None, nodes: int = 3, **changes) -> LocalGrid:
+def connected(tamper: Tamper | None = None, nodes: int = 3, case: Case | None = None) -> LocalGrid:
     """A Grid with the app's clients, whose node ids are not in the order of the partitions."""
-    return LocalGrid({900 - i: client_app.app for i in range(nodes)}, tamper, **{**CONFIG, **changes})
+    values = (case or trained()).setting.to_config()
+    config = {key: "none" if value == "" else value for key, value in values.items()}
+    apps = {900 - i: client_app.app for i in range(nodes)}
+    return LocalGrid(apps, tamper, setting="digits-class", seed=0, **config)
 
 
 def behind_flower(case: Case, tamper: Tamper | None = None) -> FlowerFederation:
-    return FlowerFederation(connected(tamper), case.federation().request, timeout=7.0)
+    return FlowerFederation(connected(tamper, case=case), case.federation().request, timeout=7.0)
 
 
 def equal(one: StateDict, other: StateDict) -> bool:
@@ -61,8 +62,9 @@ def known() -> Iterator[Callable]:
     TASKS.update(before)
 
 
-def test_it_knows_the_clients_and_what_they_have() -> None:
-    case = trained()
+@pytest.mark.parametrize("setting", ["digits-class", "digits-client", "digits-samples"])
+def test_it_knows_the_clients_and_what_they_have(setting: str) -> None:
+    case = trained(setting)
     federation, local = behind_flower(case), case.federation()
     assert list(federation.clients.items()) == list(local.clients.items())
     assert list(federation.clients) == ["0", "1", "2"]
@@ -265,10 +267,11 @@ def test_a_model_trained_by_flower_is_as_good_as_one_trained_in_one_process(own:
         assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["retrain", "mask", "fine-tune"])
+@pytest.mark.parametrize("name", strategies.STRATEGIES)
 def test_a_strategy_makes_the_same_model_on_both_engines_from_the_same_state(name: str) -> None:
-    case, federation = trained(), behind_flower(trained())
     strategy = strategies.get(name)
+    case = trained() if "classes" in strategy.targets else trained("digits-client")
+    federation = behind_flower(case)
     assert strategy.problem(federation, case.history) is None
     outcome = strategy.unlearn(federation, case.history)
     local = case.federation()

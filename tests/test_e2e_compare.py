@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from compare_runs import but_for_time
 
 from simulations.compare.jobs import run_jobs
-from simulations.compare.results import Comparison, read_json
+from simulations.compare.results import read_json
 from simulations.compare.setting import Setting
 from simulations.local_flower import LocalFlower, RunFailedError
 
@@ -17,10 +17,6 @@ SMALL = {"clients": 3, "rounds": 3}
 NAME = "digits-class"
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-
-def but_for_time(comparison: Comparison) -> Comparison:
-    return replace(comparison, rows=tuple(r for r in comparison.rows if not r.key.endswith("seconds")))
 
 
 def test_strategies_are_compared_and_a_bad_run_config_fails(tmp_path: Path) -> None:

@@ -29,10 +29,11 @@ from simulations.compare.experiment import Bench, run_all, strategies_of
 from simulations.compare.flower import FlowerFederation
 from simulations.compare.flower_train import train
 from simulations.compare.jobs import check, collect, folder_of
-from simulations.compare.results import RETRAIN, write_csv, write_json
+from simulations.compare.results import RETRAIN
 from simulations.compare.run_config import names_of, read_setting
 from simulations.compare.setting import Setting
 from simulations.compare.train import open_store
+from simulations.compare.write import FILES, write_all
 from strategies import STRATEGIES
 from strategies.errors import StrategyError
 from strategies.history import History
@@ -71,9 +72,8 @@ def main(grid: Grid, context: Context) -> None:
         bench = Bench(federation, history, folder, run.metrics)
         run_all(bench, strategies_of(run.strategies), lambda text: print(text, flush=True))
     comparison = collect(run.name, run.setting, run.strategies, run.metrics, [run.seed], run.out)
-    write_json([comparison], run.out / "results.json")
-    write_csv([comparison], run.out / "results.csv")
-    print(f"Written to {run.out}: results.json, results.csv", flush=True)
+    print(write_all([comparison], run.out))
+    print(f"Written to {run.out}: {', '.join(FILES)}", flush=True)
 
 
 def read_run(context: Context) -> Run:
