@@ -17,11 +17,13 @@ from pathlib import Path
 import networkx as nx
 
 from fl_unlearn.figures import classes_figure, lineage_figure, models_figure
+from fl_unlearn.metrics.contract import Good, Measured, Unit
 from fl_unlearn.report_record import (
     SCHEMA_VERSION,
     CandidateRow,
     ClientLists,
     Cost,
+    MeasureRow,
     ModelRow,
     RetrainedScores,
     UnlearnReport,
@@ -35,6 +37,7 @@ __all__ = [
     "CandidateRow",
     "ClientLists",
     "Cost",
+    "MeasureRow",
     "ModelRow",
     "RetrainedScores",
     "UnlearnReport",
@@ -45,6 +48,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PICTURES = ("lineage.png", "models.png", "classes.png")
+_GOOD: dict[Good, str] = {"retrained": "as a model retrained without the data", "low": "low", "high": "high"}
 PROOF = "Accuracy alone does not prove that the information is gone from the model's features."
 
 
@@ -129,6 +133,33 @@ def _scores(report: UnlearnReport) -> list[str]:
     ]
 
 
+def _measures(report: UnlearnReport) -> list[str]:
+    if not report.measures:
+        return []
+    rows = [
+        [
+            _text(m.title),
+            *(_value(v, m.unit) for v in (m.before, m.after)),
+            _GOOD[m.good],
+            _plain(max(m.before.samples, m.after.samples)),
+        ]
+        for m in report.measures
+    ]
+    return [
+        "## What else was measured",
+        "By the clients, of the current model, on their own samples; means over samples. No retrained "
+        "model was measured to compare with, and none of these numbers proves that the information is gone.",
+        _table("| measure | before | after | good | samples |", rows),
+        "\n".join(f"- {_text(m.title)}: {_text(m.about)}" for m in report.measures),
+    ]
+
+
+def _value(measured: Measured, unit: Unit) -> str:
+    if measured.value is None:
+        return f"- ({_text(measured.why)})"
+    return _share(measured.value) if unit == "%" else f"{measured.value:.3f} {unit}".rstrip()
+
+
 def _process(report: UnlearnReport) -> list[str]:
     # Dampenings stronger than the committed one were scored in the same pass, but not needed.
     needed = min((c.dampening for c in report.candidates if c.committed), default=0.0)
@@ -192,6 +223,7 @@ def _page(report: UnlearnReport, lineage: bool) -> str:
         f"- Asked: forget {what}, of {_listed(report.request.clients, 'every client that holds it')}.\n"
         f"- Reason given: {_text(report.request.reason) or 'none'}",
         *_scores(report),
+        *_measures(report),
         *(["![Lineage of the models](lineage.png)"] if lineage else []),
         *_process(report),
         "## What was measured",

@@ -10,14 +10,15 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from fl_unlearn.figures import natural_key
+from fl_unlearn.metrics.contract import Good, Measured, Unit
 from fl_unlearn.types import ForgetRequest, UnlearnError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 T = TypeVar("T")
 
 _LIMITS = {"_drop": (-1.0, 1.0), "accuracy": (0.0, 1.0)}
@@ -96,6 +97,23 @@ class CandidateRow(_Checked):
 
 
 @dataclass(frozen=True)
+class MeasureRow:
+    """One number besides accuracy, which clients measured on their own data before and after the update.
+
+    ``title``, ``unit`` (``%``: a share from 0 to 1), ``good`` and ``about`` are the column's
+    (`metrics.contract.Column`).
+    """
+
+    key: str
+    title: str
+    unit: Unit
+    good: Good
+    about: str
+    before: Measured
+    after: Measured
+
+
+@dataclass(frozen=True)
 class Cost(_Checked):
     """Seconds (summed over clients, or elapsed) and the bytes that forgetting sent (up: to the server)."""
 
@@ -129,7 +147,8 @@ class UnlearnReport:
 
     ``models`` are all stored models and are kept in order of round, aggregates last; ``threshold`` is None
     exactly when refused; ``class_accuracy`` is ``{"before": {label: accuracy}, "after": {...}}`` of the final
-    model; ``measured`` and ``not_measured`` are sentences on what the numbers do and do not show.
+    model; ``measures`` are of the current model; ``measured`` and ``not_measured`` are sentences on what the
+    numbers do and do not show.
 
     Raises:
         UnlearnError: If a value makes no sense, or outcome and threshold contradict each other.
@@ -152,6 +171,7 @@ class UnlearnReport:
     class_accuracy: Mapping[str, Mapping[int, float | None]] = field(default_factory=dict)
     measured: Sequence[str] = ()
     not_measured: Sequence[str] = ()
+    measures: Sequence[MeasureRow] = ()
 
     def __post_init__(self) -> None:
         if (self.outcome, self.threshold is None) not in (("committed", False), ("refused", True)):
@@ -167,6 +187,7 @@ class UnlearnReport:
             "candidates": sorted(self.candidates, key=lambda c: (-c.dampening, c.threshold)),
             "measured": list(self.measured),
             "not_measured": list(self.not_measured),
+            "measures": list(self.measures),
             "versions": dict(sorted(self.versions.items())),
             "class_accuracy": {
                 when: {c: _number(f"accuracy {when} of {c}", of[c], 0, 1) for c in sorted(of)}
@@ -218,6 +239,7 @@ class UnlearnReport:
                 },
                 "measured": tuple(value.get("measured", ())),
                 "not_measured": tuple(value.get("not_measured", ())),
+                "measures": [_measure_row(row) for row in value.get("measures", ())],
             }
             return _build(cls, {**value, **parts})
         except UnlearnError:
@@ -231,12 +253,35 @@ def _build(kind: type[T], value: Mapping[str, Any]) -> T:
     return kind(**{f.name: value[f.name] for f in known if f.name in value})
 
 
-def default_caveats(scope: str, erased: Sequence[str] = ()) -> list[str]:
-    """What accuracies leave open, as sentences for ``not_measured``.
+def _measure_row(value: Mapping[str, Any]) -> MeasureRow:
+    both = {when: _build(Measured, value[when]) for when in ("before", "after")}
+    return _build(MeasureRow, {**value, **both})
+
+
+_LEFT_OPEN = {
+    "mia-": (
+        "Membership inference was not measured: it may still show that single samples were trained on.",
+        "Membership attacks with shadow models were not measured: they find more than those that were.",
+    ),
+    "probe-forget": (
+        "Feature probes were not measured: accuracy looks at the answers, not at the hidden layers.",
+        "Probes of other layers, and probes that are not linear, were not measured.",
+    ),
+    "relearn": (
+        "Relearning was not measured: a few training steps on a forgotten class may bring it back.",
+        "Relearning was measured as the table says: other data or longer training may bring more back.",
+    ),
+}
+"""How keys of measures begin, to what is left open without them, and with them."""
+
+
+def default_caveats(scope: str, erased: Sequence[str] = (), measured: Collection[str] = ()) -> list[str]:
+    """What accuracies, and what else was measured, leave open, as sentences for ``not_measured``.
 
     Args:
         scope: The Fisher's scope.
         erased: Layers in whose outputs the classes were erased.
+        measured: Keys of what was measured besides of the model afterwards.
     """
     changed, features = f"parameters in the scope '{scope}' were", "may still be able to"
     if scope == "head":
@@ -247,9 +292,5 @@ def default_caveats(scope: str, erased: Sequence[str] = ()) -> list[str]:
             f"The classes were erased in the outputs of {', '.join(erased)}, by statistics of few models: "
             "probes after the activation or in other layers, and of earlier models, may still tell them."
         )
-    return [
-        "Membership inference was not measured: it may still show that single samples were trained on.",
-        "Feature probes were not measured: accuracy looks at the answers, not at the hidden layers.",
-        "Relearning was not measured: a few training steps on a forgotten class may bring it back.",
-        probe,
-    ]
+    known = {start: any(key.startswith(start) for key in measured) for start in _LEFT_OPEN}
+    return [*(with_ if known[start] else without for start, (without, with_) in _LEFT_OPEN.items()), probe]

@@ -202,7 +202,10 @@ class UnlearnSettings:
         calibration_models: How many affected global models calibration looks at, the newest included;
             of kept client updates it looks at two more.
         calibration_samples: How many samples of the forgotten and of the retained data each client scores the
-            candidates on, at most of either; 0: all it has. Held-out samples come first.
+            candidates on, at most of either; 0: all it has. Held-out samples come first. ``measures`` are
+            taken on as many training samples, and on as many held-out ones.
+        measures: What the clients measure besides accuracy when an update was committed, in the model before
+            and after it: names of `metrics.METRICS`. None by default: it costs a question more.
         all_affected: Count every client that ever trained as a holder when the affected models are looked up.
             For federations whose clients may have deleted the data before the request is made: by default a
             client that holds none of it *now* is taken to never have held it.
@@ -230,6 +233,7 @@ class UnlearnSettings:
     max_retain_drop: float = 0.05
     calibration_models: int = 4
     calibration_samples: int = 300
+    measures: tuple[str, ...] = ()
     all_affected: bool = False
     timeout: float = 600.0
     min_clients: int = 1
@@ -273,6 +277,8 @@ class UnlearnSettings:
                 raise SettingsError(f"{name} must lie between 0 and 1, got {getattr(self, name)!r}")
         if self.calibration_samples < 0:
             raise SettingsError(f"calibration_samples must be at least 0, got {self.calibration_samples}")
+        if isinstance(self.measures, str):
+            raise SettingsError(f"measures must be a tuple of names, got the text {self.measures!r}")
         if self.calibration_models < 1:
             raise SettingsError(f"calibration_models must be at least 1, got {self.calibration_models}")
         if not self.timeout > 0:
@@ -314,8 +320,8 @@ class UnlearnSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON, which knows no infinity: a timeout that never ends is None."""
-        plain = {**asdict(self), "candidates": list(self.candidates), "dampenings": list(self.dampenings)}
-        return plain | {"timeout": self.timeout if math.isfinite(self.timeout) else None}
+        lists = {name: list(getattr(self, name)) for name in ("candidates", "dampenings", "measures")}
+        return {**asdict(self), **lists, "timeout": self.timeout if math.isfinite(self.timeout) else None}
 
 
 PRESETS: dict[str, dict[str, Any]] = {"fast": {}, "deep": {"erase": "auto"}}

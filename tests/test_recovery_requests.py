@@ -169,7 +169,7 @@ def test_a_request_of_an_older_version_goes_on(tmp_path: Path, monkeypatch: pyte
 
     with monkeypatch.context() as m:
         known = UnlearnSettings.to_json
-        new = ("erase", "erase_strength", "erase_snapshots", "reference_share")
+        new = ("erase", "erase_strength", "erase_snapshots", "reference_share", "measures")
         m.setattr(UnlearnSettings, "to_json", lambda s: {k: v for k, v in known(s).items() if k not in new})
         after_phase("calibrated")(m)
         assert killed(lambda: run(fed.grid()))

@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fl_unlearn.report as report_module
+from fl_unlearn.metrics.contract import Measured
 from fl_unlearn.report import (
     CandidateRow,
     ClientLists,
     Cost,
+    MeasureRow,
     ModelRow,
     RetrainedScores,
     UnlearnReport,
@@ -39,7 +41,7 @@ COST_KEYS = {
 CONTRACT = {
     "schema_version", "request", "models", "final", "retrained", "cost", "threshold", "fisher_kind",
     "fisher_scope", "seed", "versions", "outcome", "message", "candidates", "clients", "class_accuracy",
-    "measured", "not_measured",
+    "measured", "not_measured", "measures",
 }  # fmt: skip
 FILES = {"report.json", "report.md", "lineage.png", "models.png", "classes.png"}
 
@@ -113,7 +115,7 @@ def page(report: UnlearnReport, folder: Path) -> str:
 def test_json_has_exactly_the_agreed_names() -> None:
     plain = committed().to_json()
     assert set(plain) == CONTRACT
-    assert plain["schema_version"] == "1.0"
+    assert plain["schema_version"] == "1.1"
     assert plain["request"] == {"classes": [3], "clients": [], "reason": "a customer left"}
     assert all(set(m) == MODEL_KEYS for m in [*plain["models"], plain["final"]])
     assert set(plain["retrained"]) == {"forget_accuracy", "retain_accuracy"}
@@ -122,6 +124,28 @@ def test_json_has_exactly_the_agreed_names() -> None:
     wanted |= {"dampening", "worst_forget_accuracy", "committed"}
     assert all(set(c) == wanted for c in plain["candidates"])
     assert set(plain["clients"]) == {"asked", "answered", "holders", "failed", "outstanding"}
+
+
+def test_reports_of_the_first_version_are_read() -> None:
+    plain = {**committed().to_json(), "schema_version": "1.0"}
+    del plain["measures"]
+    assert UnlearnReport.from_json(plain) == committed()
+
+
+def test_measures_in_json() -> None:
+    before, after = Measured(0.75, 30), Measured(None, 0, "no answer in time")
+    row = MeasureRow("mia", "membership", "%", "retrained", "About it.", before, after)
+    plain = committed(measures=[row]).to_json()
+    assert plain["measures"] == [
+        {
+            **{"key": "mia", "title": "membership", "unit": "%", "good": "retrained", "about": "About it."},
+            "before": {"value": 0.75, "samples": 30, "why": ""},
+            "after": {"value": None, "samples": 0, "why": "no answer in time"},
+        }
+    ]
+    assert UnlearnReport.from_json(plain) == committed(measures=[row])
+    with pytest.raises(UnlearnError, match="JSON"):
+        committed(measures=[dataclasses.replace(row, before=Measured(math.nan, 3))]).to_json()
 
 
 def test_json_is_in_a_sensible_order() -> None:
@@ -174,7 +198,16 @@ def test_a_missing_version_is_refused(value: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     sorted(
-        CONTRACT - {"schema_version", "candidates", "clients", "class_accuracy", "measured", "not_measured"}
+        CONTRACT
+        - {
+            "schema_version",
+            "candidates",
+            "clients",
+            "class_accuracy",
+            "measured",
+            "not_measured",
+            "measures",
+        }
     ),
 )
 def test_a_missing_name_is_named(name: str) -> None:

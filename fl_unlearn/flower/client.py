@@ -27,11 +27,13 @@ from fl_unlearn.erase_layers import Hidden, Statistics, find_layers
 from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher import find_head, fisher_diagonal
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import records, statistics
+from fl_unlearn.flower import own_measures, records, statistics
+from fl_unlearn.flower.own_data import groups, split
 from fl_unlearn.layer_stats import layer_sums
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
     FisherError,
+    MeasureError,
     ModelMismatchError,
     RequestError,
     UnlearnError,
@@ -56,7 +58,7 @@ def partition_name(context: Context) -> str:
 
 
 class Responder:
-    """Answers the plug-in's questions: who are you, Fisher, statistics of hidden layers, scores, apply.
+    """Answers the plug-in's questions: who are you, Fisher, statistics of layers, scores, apply, measures.
 
     Args:
         model: Builds the project's model; called with no argument or with the Context.
@@ -92,6 +94,7 @@ class Responder:
             records.SCORE: self.scores,
             records.APPLY: self.apply,
             records.STATISTICS: self.statistics,
+            records.MEASURE: self.measure,
         }[action]
         try:
             record = records.read_head(message.content)
@@ -108,7 +111,7 @@ class Responder:
     def fisher(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Fisher sums of the model in the message over this client's training data, or from its ledger."""
         model, names = self._load(records.read_model(content), context)
-        classes, ignored = _groups(client, record)
+        classes, ignored = groups(client, record)
         head, share = str(record["head"]) or None, record.get("reference-share")
         self._check_classes(model, classes, head)
 
@@ -116,14 +119,14 @@ class Responder:
         asked |= {"device": self.device, "reference_share": share}
         ledger, held = self.ledger(context) if self.ledger else None, False
         if ledger is None:
-            loader = _split(self.data(context))[0]
+            loader = split(self.data(context))[0]
             started = time.perf_counter()
             sums = fisher_diagonal(model, loader, keep_classes=[*classes, *ignored], **asked)
             sums = sums.without(ignored)
         else:
             started, asked["keep"] = time.perf_counter(), record.get("passing") is not True
             sums, held = ledger.answer(
-                model, lambda: _split(self.data(context))[0], classes=classes, ignored=ignored, **asked
+                model, lambda: split(self.data(context))[0], classes=classes, ignored=ignored, **asked
             )
         for group, tensors in sums.sums.items():
             sums.sums[group] = {names[n]: t for n, t in tensors.items()}
@@ -142,13 +145,13 @@ class Responder:
         self, client: str, record: ConfigRecord, content: RecordDict, context: Context
     ) -> RecordDict:
         """Sums of one hidden layer's outputs in each model of the message, over local training data."""
-        (classes, ignored), head = _groups(client, record), str(record["head"]) or None
+        (classes, ignored), head = groups(client, record), str(record["head"]) or None
         layers: list[Hidden] = []
         seconds, sums = 0.0, []
         for i in range(records.ints(record, "models")[0]):
             model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
             self._check_classes(model, classes, head)
-            batches = iter(_split(self.data(context))[0])
+            batches = iter(split(self.data(context))[0])
             first = next((b for b in batches if len(unpack(b)[1])), None)
             if first is None:  # without a sample to run, nothing is known of the model
                 return statistics.write(client, Statistics(), seconds)
@@ -169,7 +172,7 @@ class Responder:
         grid = [(float(t), float(lam)) for t, lam in zip(thresholds, dampenings, strict=True)]
         base = records.read_update(content) if grid else None
         # Gathered once: loaders may shuffle or be exhausted, and all models must be scored on the same data.
-        parts = _split(self.data(context))
+        parts = split(self.data(context))
         batches = sample(
             chain.from_iterable(reversed(parts)),
             records.ints(record, "classes"),
@@ -232,9 +235,23 @@ class Responder:
                 after = decode(data, str(path)).info.digest
             yield {"copy": str(path), "before": before, "after": after, "status": "applied"}
 
+    def measure(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
+        """Measure the models in the message on local data, by the metrics that it names."""
+        names = [str(name) for name in records.list_of(record, "models")]
+        models = {
+            n: self._load(records.read_model(content, f"{records.MODEL}.{n}"), context)[0] for n in names
+        }
+        fresh = own_measures.untrained(lambda: self._build(context), records.ints(record, "seed")[0])
+        if len({*models.values(), fresh}) <= len(models):
+            raise MeasureError("`model` must build a new model at every call, it returned one twice")
+        return own_measures.answer(client, record, self.data(context), models, fresh.to(self.device))
+
+    def _build(self, context: Context) -> nn.Module:
+        return self.model(context) if self._takes_context else self.model()
+
     def _load(self, arrays: ArrayRecord, context: Context) -> tuple[nn.Module, dict[str, str]]:
         """The project's model with the values of a message, and its names to the message's names."""
-        model = self.model(context) if self._takes_context else self.model()
+        model = self._build(context)
         own, state = model.state_dict(), records.to_state(arrays)
         names = dict(zip(own, own, strict=True))
         # Legacy apps send a plain list of arrays, which Flower names "0", "1", ... in state_dict order.
@@ -264,9 +281,10 @@ def attach(
     Args:
         app: The project's ClientApp.
         model: Builds the project's model; called with no argument or, if it takes one, with the Context.
-        data: Called with the Context; returns this client's training loader, or (training, held-out). It must
-            still hold what is to be forgotten when the request is served: without the data, a client cannot
-            say what depends on it, nor that it ever had it (see ``all_affected`` in `UnlearnSettings`).
+        data: Called with the Context; returns this client's training loader, or (training, held-out): many
+            measures need both. It must still hold what is to be forgotten when the request is served: without
+            the data, a client cannot say what depends on it, nor that it ever had it (see ``all_affected`` in
+            `UnlearnSettings`).
         client_name: The client's lasting name; default its partition id.
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.
@@ -324,17 +342,3 @@ def forgotten_classes(
     return tuple(
         sorted({int(c) for r in requests for c in r["classes"] if not r["clients"] or own in r["clients"]})
     )
-
-
-def _groups(client: str, record: ConfigRecord) -> tuple[list[int], list[int]]:
-    """The classes that a question asks of this client, and those whose samples it leaves out."""
-    named = records.list_of(record, "clients")
-    classes = records.ints(record, "classes") if not named or client in named else []
-    return classes, sorted(set(records.ints(record, "ignored")) - set(classes))
-
-
-def _split(data: Any) -> tuple[Any, ...]:
-    """(training, held-out) when ``data`` is a pair of loaders, else (training,)."""
-    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], torch.Tensor):
-        return tuple(part for part in data if part is not None)
-    return (data,)

@@ -14,9 +14,10 @@ from fl_unlearn.calibration import Tally, sum_scores
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.erase_layers import Statistics
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.flower import records, statistics
+from fl_unlearn.flower import measures, records, statistics
 from fl_unlearn.flower.exchange import Answers, Exchange, unidentified
 from fl_unlearn.layer_stats import LayerSums
+from fl_unlearn.metrics.contract import Metric
 from fl_unlearn.types import (
     REST,
     AnswerError,
@@ -257,6 +258,41 @@ class Panel:
         self._enough("scoring", len(good))
         self.scored = len(good)
         return sum_scores(good, self.request, self.ignored)
+
+    def ask_measures(
+        self, metrics: Sequence[Metric], states: Mapping[str, dict[str, torch.Tensor]]
+    ) -> list[measures.Answer | str]:
+        """What the clients measure of some models, each on its own data; of one that fails, why.
+
+        Args:
+            metrics: What is to be measured.
+            states: The models, by the names in `measures`.
+        """
+        head = records.head(
+            measures=[m.name for m in metrics],
+            models=list(states),
+            classes=list(self.request.classes),
+            ignored=list(self.ignored),
+            clients=list(self.request.clients),
+            samples=[self.settings.calibration_samples],
+            seed=[0],  # the same in every request, so that their numbers can be compared
+        )
+        content = RecordDict({records.HEAD: head})
+        for name, state in states.items():
+            content[f"{records.MODEL}.{name}"] = records.to_arrays(state)
+        answers = self.exchange.ask(records.MEASURE, dict.fromkeys(self.nodes, content))
+        good: dict[str, measures.Answer] = {}
+        for node, reply in sorted(answers.ok.items()):
+            try:
+                client = self._name(node, reply, good)
+                given = measures.read(reply, metrics=metrics, models=[*states])
+                self._plausible(client, max((n.samples for n in given.numbers.values()), default=0))
+                good[client] = given
+            except AnswerError as e:
+                answers.failed[node] = str(e)
+        self._note(answers)
+        unanswered = ["no answer in time"] if answers.silent else []
+        return [*good.values(), *map(measures.storable, answers.failed.values()), *unanswered]
 
     def _name(self, node: int, reply: RecordDict, others: Container[str]) -> str:
         client = records.read_client(reply)

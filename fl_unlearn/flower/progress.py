@@ -13,7 +13,8 @@ from fl_unlearn import request_log
 from fl_unlearn.calibration import Candidate
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
-from fl_unlearn.flower.result import ForgetResult, from_facts, to_facts
+from fl_unlearn.flower.result import ForgetResult, from_facts, measured_facts, to_facts
+from fl_unlearn.metrics import find
 from fl_unlearn.operations import Operation
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
@@ -39,8 +40,10 @@ def take_up(
 
     Raises:
         RequestError: If no update can serve a request of this kind.
+        SettingsError: If the settings name a metric that there is not.
     """
     check_kind(request)
+    find(settings.measures)
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
         if decision_of(store, row) or _alike(row.settings, settings):
@@ -160,7 +163,7 @@ class Progress:
                 if part is not None:
                     found = {"accuracy": part.accuracy(), "samples": sum(part.total.values())}
                 out[f"{what}_{when}"] = found
-        return out
+        return out | ({"measures": measured_facts(self.result)} if self.result.measured else {})
 
     def keep_base(self, base: DampeningUpdate) -> None:
         """Keep what the Fisher phase leaves, until the request is over."""

@@ -31,8 +31,8 @@ from fl_unlearn.types import (
 
 PROTOCOL = 1
 IDENTITY, FISHER, SCORE, APPLY = "unlearn_identity", "unlearn_fisher", "unlearn_score", "unlearn_apply"
-STATISTICS = "unlearn_statistics"
-ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS)
+STATISTICS, MEASURE = "unlearn_statistics", "unlearn_measure"
+ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS, MEASURE)
 
 HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""

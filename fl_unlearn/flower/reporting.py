@@ -12,10 +12,12 @@ from fl_unlearn.calibration import Candidate
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.lineage_io import to_networkx
+from fl_unlearn.metrics import find
 from fl_unlearn.report import (
     CandidateRow,
     ClientLists,
     Cost,
+    MeasureRow,
     ModelRow,
     RetrainedScores,
     UnlearnReport,
@@ -65,6 +67,8 @@ def build_report(
         raise UnlearnError("no global model was scored; keep aggregates to get a report")
     final = globals_[-1].name
     erased = tuple(result.update.erasures) if result.update else ()
+    measures = _measures(result)
+    known = [m.key for m in measures if m.after.value is not None]
     return UnlearnReport(
         request=result.request,
         outcome="committed" if result.committed else "refused",
@@ -95,8 +99,19 @@ def build_report(
         measured=(
             "accuracy per class of every stored model on held-out data that no client trained on",
             "accuracy of every candidate update on the clients' own data, before one was chosen",
+            *(f"{m.title}, by the clients on their own data" for m in measures if m.key in known),
         ),
-        not_measured=tuple(default_caveats(result.settings.fisher_scope, erased)),
+        not_measured=tuple(default_caveats(result.settings.fisher_scope, erased, known)),
+        measures=measures,
+    )
+
+
+def _measures(result: ForgetResult) -> tuple[MeasureRow, ...]:
+    columns = [c for metric in find(result.settings.measures) for c in metric.columns]
+    return tuple(
+        MeasureRow(c.key, c.title, c.unit, c.good, c.about, **result.measured[c.key])
+        for c in columns
+        if c.key in result.measured
     )
 
 

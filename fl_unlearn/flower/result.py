@@ -10,6 +10,7 @@ import torch
 
 from fl_unlearn.calibration import Candidate
 from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.metrics.contract import Measured
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, CorruptCheckpointError, ForgetRequest, UnlearnSettings
@@ -58,6 +59,8 @@ class ForgetResult:
         candidates: What calibration measured.
         before: Scores of the current model before, over the clients' local data: (forget, retain).
         after: The same afterwards, measured in the verification round; None when refused or unanswered.
+        measured: What the clients measured besides, as `UnlearnSettings.measures` asks: the key of a metric's
+            column to ``{"before": ..., "after": ...}``, of the current model.
         wall_seconds: Wall time of the whole request.
         client_seconds: Seconds of computing, summed over clients, as they report them.
         bytes_up: Bytes received from clients.
@@ -83,6 +86,7 @@ class ForgetResult:
     candidates: tuple[Candidate, ...] = ()
     before: tuple[ClassScores, ClassScores] | None = None
     after: tuple[ClassScores, ClassScores] | None = None
+    measured: dict[str, dict[str, Measured]] = field(default_factory=dict)
     wall_seconds: float = 0.0
     client_seconds: float = 0.0
     bytes_up: int = 0
@@ -127,7 +131,13 @@ def to_facts(result: ForgetResult) -> dict[str, Any]:
     for name in ("before", "after"):
         scores = getattr(result, name)
         facts[name] = [asdict(s) for s in scores] if scores else None
+    facts["measured"] = measured_facts(result)
     return facts
+
+
+def measured_facts(result: ForgetResult) -> dict[str, dict[str, dict[str, Any]]]:
+    """What was measured besides, as JSON."""
+    return {k: {when: asdict(m) for when, m in both.items()} for k, both in result.measured.items()}
 
 
 def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> ForgetResult:
@@ -147,6 +157,8 @@ def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> F
         setattr(result, name, tuple(value) if isinstance(value, list) else value)
     result.candidates = tuple(Candidate(**c) for c in facts["candidates"])
     result.before, result.after = _scores(facts["before"]), _scores(facts["after"])
+    measured = facts.get("measured", {})  # older versions did not measure
+    result.measured = {k: {when: Measured(**m) for when, m in both.items()} for k, both in measured.items()}
     result.receipts = store.runs.requests.receipts(row.id)
     if facts["update"]:
         try:

@@ -28,6 +28,7 @@ from fl_unlearn.flower.recovery import Loop, Recovery, renumber
 from fl_unlearn.flower.result import ForgetResult, from_facts
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_memory
 from fl_unlearn.flower.session import Session
+from fl_unlearn.metrics import find
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -59,6 +60,7 @@ class UnlearningStrategy(Strategy):
         results: What became of the requests served so far, in order.
 
     Raises:
+        SettingsError: If the settings name a metric that there is not.
         StoreError: If the store cannot be opened.
     """
 
@@ -77,9 +79,9 @@ class UnlearningStrategy(Strategy):
                 f"UnlearningStrategy wraps a flwr.serverapp.strategy.Strategy, got {type(strategy).__name__}"
                 "; legacy strategies (flwr.server.strategy) are not supported here"
             )
-        self.strategy = strategy
+        self.strategy, self.settings = strategy, settings or UnlearnSettings()
+        find(self.settings.measures)
         self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep)
-        self.settings = settings or UnlearnSettings()
         self.deterministic, self.on_request = deterministic, on_request
         self.results: list[ForgetResult] = []
         self._recovery = Recovery(self.store, strategy)

@@ -27,6 +27,7 @@ from fl_unlearn.fisher import FisherSums
 from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.exchange import Exchange, unidentified
+from fl_unlearn.flower.measuring import measure_both
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
@@ -68,6 +69,7 @@ def forget(
         What became of the request. A refusal is a result; only what makes a request senseless is an error.
 
     Raises:
+        SettingsError: If the settings name a metric that there is not.
         RequestError: If a class or client is unknown, nobody holds a class, or nothing would be retained.
         NotEnoughAnswersError: If too few clients answered a phase; nothing was changed.
         StoreError: If the store cannot serve it (foreign model, corrupt checkpoint, full disk); nothing was
@@ -302,6 +304,9 @@ class Session:
         except Exception as e:
             log.exception("the update is committed, but telling the clients or verifying it failed")
             r.message += f". Telling the clients or verifying it failed: {e}"
+        if r.update is not None:
+            before = self.state if self.decided or self.progress.behind else None
+            r.measured = measure_both(self.panel, r.state, before)
         r.receipts = self.store.runs.requests.receipts(row.id)
         r.outstanding = tuple(sorted(self.store.operations.outstanding()))
         try:

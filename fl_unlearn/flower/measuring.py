@@ -1,0 +1,57 @@
+"""What a request did besides accuracy: the clients measure the models before and after, the server averages.
+
+Nothing depends on these numbers: what cannot be measured has a reason, and a request stands without it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from fl_unlearn.flower.measures import AFTER, BEFORE, NOT_KEPT, Answer
+from fl_unlearn.flower.panel import Panel
+from fl_unlearn.metrics import find
+from fl_unlearn.metrics.contract import Measured, Metric, combine
+
+log = logging.getLogger(__name__)
+
+_MOST_REASONS = 3
+
+
+def measure_both(
+    panel: Panel, after: dict[str, torch.Tensor], before: dict[str, torch.Tensor] | None
+) -> dict[str, dict[str, Measured]]:
+    """What the clients measure of the model after a request and of the one before, averaged; never an error.
+
+    Args:
+        panel: The clients; its settings name the metrics.
+        after: The current model.
+        before: The one before the update; None where there is none any more.
+
+    Returns:
+        Each key of the metrics' columns to ``{"before": ..., "after": ...}``; empty if none is asked for.
+    """
+    metrics = find(panel.settings.measures)
+    if not metrics:
+        return {}
+    states, trouble = {AFTER: after} | ({BEFORE: before} if before is not None else {}), ""
+    answers: list[Answer | str] = []
+    try:
+        answers = panel.ask_measures(metrics, states)
+    except Exception as e:
+        log.exception("the update is committed, but measuring what it did failed")
+        trouble = f"asking the clients failed: {type(e).__name__}: {e}"
+
+    def mean(model: str, metric: Metric, key: str) -> Measured:
+        if model not in states:
+            return Measured(None, 0, NOT_KEPT)
+        given = [a if isinstance(a, str) else a.of(model, metric, key) for a in answers]
+        numbers = [g for g in given if not isinstance(g, str)]
+        reasons = list(dict.fromkeys(g for g in given if isinstance(g, str)))
+        reasons = reasons or [trouble or "no client was connected"]
+        return combine([*numbers, *reasons[:_MOST_REASONS]], [key])[key]
+
+    return {
+        c.key: {model: mean(model, m, c.key) for model in (BEFORE, AFTER)} for m in metrics for c in m.columns
+    }

@@ -1,0 +1,108 @@
+"""What a client does when it is asked to measure: its own data, the models, numbers and reasons; no more."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from torch import nn
+
+from fl_unlearn.batches import sample
+from fl_unlearn.flower import measures, records
+from fl_unlearn.flower.measures import BEFORE, NOT_KEPT, Answer
+from fl_unlearn.flower.own_data import groups, part, split
+from fl_unlearn.metrics import METRICS
+from fl_unlearn.metrics.contract import Subject, measure
+from fl_unlearn.types import MeasureError
+
+log = logging.getLogger(__name__)
+
+
+def answer(
+    client: str, record: ConfigRecord, data: Any, models: Mapping[str, nn.Module], fresh: nn.Module
+) -> RecordDict:
+    """Measure models on this client's own data.
+
+    Args:
+        client: The client's name.
+        record: The question, as `Panel.ask_measures` writes it.
+        data: The client's training loader, or (training, held-out). Each is gone through once, and what is
+            measured on is kept in memory: loaders may shuffle or be exhausted.
+        models: `BEFORE`, `AFTER` to the model, in eval mode.
+        fresh: A model that was never trained.
+    """
+    started = time.perf_counter()
+    asked, (classes, ignored) = records.ints(record, "classes"), groups(client, record)
+    most = records.ints(record, "samples")[0]
+    training, *rest = split(data)
+    own = sample(part(training, ignored, named=False), classes, most)
+    held_out = sample(part(rest[0], ignored, named=False), asked, most) if rest else []
+    forget, retained = (list(part(own, classes, named=named)) for named in (True, False))
+    out = Answer(otherwise=_nothing(("held-out", held_out), ("forgotten", forget), ("retained", retained)))
+    for when, model in models.items():
+        subject = Subject(
+            model=model,
+            original=models.get(BEFORE) or _NotKept(next(model.parameters()).device),
+            fresh=fresh,
+            forget=forget,
+            retained=retained,
+            held_out=held_out,
+            classes=tuple(asked),
+            seed=records.ints(record, "seed")[0],
+        )
+        for name in records.list_of(record, "measures"):
+            _measure(when, str(name), subject, out)
+    return measures.write(client, out, time.perf_counter() - started)
+
+
+def _measure(when: str, name: str, subject: Subject, out: Answer) -> None:
+    """Add what one metric measures of one model."""
+    if name not in METRICS:
+        out.reasons[f"{when}/{name}"] = "a client's fl-unlearn does not know this metric; update it"
+        return
+    metric = METRICS[name]
+    try:
+        found = measure(metric, subject)
+    except Exception as e:  # of the project's model, say; what it says may quote data, so it stays here
+        log.exception("%s could not be measured", name)
+        found = f"{type(e).__name__}, see the client's log"
+    if isinstance(found, str):
+        out.reasons[f"{when}/{name}"] = found
+        return
+    for key in (c.key for c in metric.columns if c.key in found):
+        if math.isfinite(found[key].value):
+            out.numbers[f"{when}/{key}"] = found[key]
+        else:
+            out.reasons[f"{when}/{name}"] = "it is not finite; has the model diverged?"
+
+
+def _nothing(*parts: tuple[str, Sequence[Any]]) -> str:
+    """Why a metric may have left something out at this client."""
+    missing = ", ".join(name for name, batches in parts if not batches)
+    return (
+        f"a client has no {missing} samples" if missing else "it does not apply to the samples a client has"
+    )
+
+
+def untrained(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A model with random weights of this seed; torch's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return build().eval()
+
+
+class _NotKept(nn.Module):
+    """Stands for the model before forgetting where there is none: what needs its answers is not measured."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(0, device=device))
+
+    def forward(self, x: Any) -> torch.Tensor:
+        """Always raises a MeasureError."""
+        raise MeasureError(NOT_KEPT)
