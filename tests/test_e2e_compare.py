@@ -10,7 +10,7 @@ from compare_runs import but_for_time
 from simulations.compare.jobs import run_jobs
 from simulations.compare.results import read_json
 from simulations.compare.setting import Setting
-from simulations.local_flower import LocalFlower, RunFailedError
+from simulations.local_flower import LocalFlower
 
 APP = Path(__file__).parents[1] / "simulations" / "compare" / "app"
 SMALL = {"clients": 3, "rounds": 3}
@@ -19,13 +19,10 @@ NAME = "digits-class"
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
-def test_strategies_are_compared_and_a_bad_run_config_fails(tmp_path: Path) -> None:
+def test_strategies_are_compared_through_flower(tmp_path: Path) -> None:
     config = {**SMALL, "strategies": "retrain,mask", "metrics": "accuracy"}
     with LocalFlower(SMALL["clients"], quiet=True) as flower:
         flower.run(APP, {**config, "out-dir": str(tmp_path / "run")})
-        with pytest.raises(RunFailedError, match="did you mean 'retrain'"):
-            flower.run(APP, {**config, "strategies": "retrian", "out-dir": str(tmp_path / "bad")})
-    assert not (tmp_path / "bad").exists()
     (found,) = read_json(tmp_path / "run" / "results.json")
     assert list(found.strategies) == ["original", "retrain", "mask"]
     assert found.mean("original", "forget-accuracy")[0] > 0.5

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from fl_unlearn.metrics import membership
 from fl_unlearn.metrics.accuracy import ACCURACY
 from fl_unlearn.metrics.activation_distance import ACTIVATION_DISTANCE
-from fl_unlearn.metrics.contract import Metric
-from fl_unlearn.metrics.entropy_svc import ENTROPY_SVC
-from fl_unlearn.metrics.zrf import ZRF
 from fl_unlearn.metrics.backdoor import BACKDOOR
+from fl_unlearn.metrics.contract import Metric
 from fl_unlearn.metrics.distance import DISTANCE
+from fl_unlearn.metrics.entropy_svc import ENTROPY_SVC
 from fl_unlearn.metrics.probe import PROBE
 from fl_unlearn.metrics.relearning import RELEARNING
+from fl_unlearn.metrics.zrf import ZRF
 from fl_unlearn.types import SettingsError
 
 METRICS: dict[str, Metric] = {
