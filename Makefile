@@ -34,9 +34,11 @@ demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, writ
 	$(BIN)/python -m simulations.demo $(ARGS)
 
 test: $(VENV)/.test  ## all tests; some start Flower's simulation engine
+	@sh tests/install_browser.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(VENV)/.test  ## the tests that need no simulation engine
+	@sh tests/install_browser.sh
 	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
 
 check: $(VENV)/.test  ## lint, format, types, import rules

@@ -213,31 +213,96 @@ def relearning_curve(
     Raises:
         MeasureError: If there is nothing to learn from, or a number is out of range.
     """
+    if not steps or min(steps) < 0:
+        raise MeasureError(f"relearning needs steps from 0 up, got {list(steps)}")
+    wanted, out = set(steps), {}
+    for done, student in enumerate(_students(model, mix, lr, momentum, batch, seed, device)):
+        if done in wanted:
+            out[done] = score(student, test, device=device)
+        if done == max(wanted):
+            break
+    return out
+
+
+def relearning_time(
+    model: nn.Module,
+    mix: tuple[Any, Tensor],
+    test: Iterable[Any],
+    accuracy: float,
+    *,
+    most: int = 100,
+    every: int = 1,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    batch: int = 64,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> int | None:
+    """How many steps of `relearning_curve` it takes until the accuracy on ``test`` is at least ``accuracy``.
+
+    Args:
+        model: A classifier; it is not changed.
+        mix: Inputs and labels of the samples to learn from.
+        test: Batches to score on, iterated once per look.
+        accuracy: What is to be reached, 0 to 1.
+        most: The last step.
+        every: Steps from one look to the next; the first look is before any step.
+        lr: Learning rate.
+        momentum: Momentum of SGD.
+        batch: Samples a step.
+        seed: Of the order of the samples.
+        device: Where the model is; None: that of its first parameter.
+
+    Returns:
+        The number of steps at the first look that finds the accuracy; None if the look at ``most`` does not.
+
+    Raises:
+        MeasureError: If there is nothing to learn from or to score on, or a number is out of range.
+    """
+    if every < 1 or most < 0 or most % every:
+        raise MeasureError(f"most must be a multiple of every, which must be > 0; got {most} and {every}")
+    for done, student in enumerate(_students(model, mix, lr, momentum, batch, seed, device)):
+        if done % every == 0:
+            found = score(student, test, device=device).accuracy()
+            if found is None:
+                raise MeasureError("there is no sample to score relearning on; the test batches are empty")
+            if found >= accuracy:
+                return done
+        if done == most:
+            break
+    return None
+
+
+def _students(
+    model: nn.Module,
+    mix: tuple[Any, Tensor],
+    lr: float,
+    momentum: float,
+    batch: int,
+    seed: int,
+    device: torch.device | str | None,
+) -> Iterator[nn.Module]:
+    """The copy that learns: as it is, then after one step, after two steps..."""
     x, y = unpack(mix)
     check_rows(x, len(y), "mix")
-    if not len(y) or batch < 1 or not steps or min(steps) < 0:
+    if not len(y) or batch < 1:
         raise MeasureError(
-            f"relearning needs samples, a batch of at least 1 and steps from 0 up; got {len(y)} samples, "
-            f"batch={batch}, steps={list(steps)}"
+            f"relearning needs samples and a batch of at least 1; got {len(y)} samples, batch={batch}"
         )
     where = device_of(model, device)
     student = copy.deepcopy(model)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=momentum)
-    order = _order(len(y), batch, seed)
-    out, done = {}, 0
-    with torch.enable_grad():
-        for target in sorted(set(steps)):
-            student.train()
-            for rows in (next(order) for _ in range(target - done)):
-                optimizer.zero_grad()
-                logits = student(to_device(take_rows(x, rows), where))
-                torch.autograd.backward(functional.cross_entropy(logits, y[rows].to(where)))
-                optimizer.step()
-            done = target
-            out[target] = score(student, test, device=where)
-    return out
+    yield student
+    for rows in _order(len(y), batch, seed):
+        student.train()
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            logits = student(to_device(take_rows(x, rows), where))
+            torch.autograd.backward(functional.cross_entropy(logits, y[rows].to(where)))
+        optimizer.step()
+        yield student
 
 
 def _order(count: int, batch: int, seed: int) -> Iterator[Tensor]:

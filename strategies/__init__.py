@@ -9,16 +9,20 @@ import difflib
 from typing import Any
 
 from strategies.contract import Strategy
+from strategies.distill import Distill
 from strategies.errors import StrategyError
 from strategies.federaser import FedEraser
+from strategies.fedquit import FedQuit
 from strategies.fine_tune import FineTune
 from strategies.fiun import Fiun, FiunDeep
 from strategies.gradient_ascent import GradientAscent
 from strategies.gradient_ascent_paper import GradientAscentPaper
+from strategies.incompetent_teacher import IncompetentTeacher
 from strategies.mask import Mask
 from strategies.measuring import measure_all as measure_all
 from strategies.not_ import Not
 from strategies.retrain import Retrain
+from strategies.unsir import Unsir
 
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
@@ -32,6 +36,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
         GradientAscent,
         GradientAscentPaper,
         Not,
+        FedQuit,
+        Unsir,
+        IncompetentTeacher,
+        Distill,
     )
 }
 """Name to strategy, in the order of the tables: the yardstick, ours, then the others."""

@@ -6,13 +6,16 @@ Algorithm, for the client i that is to be forgotten:
 1. w_ref, the mean of the other clients' last models, weighted by samples.
 2. From w_ref, client i maximises its loss on what is to be forgotten by projected gradient ascent: a step of
    SGD on the negative loss, its gradient clipped; then w ← w_ref + (w − w_ref) · min(1, δ/‖w − w_ref‖).
-   δ is a share of the mean distance from w_ref to random models. It ends early once w is farther than τ from
-   the client's own last model.
+   δ is a share of the mean distance from w_ref to random models. It ends early once w has gone too far from
+   the client's own last model w_i: ‖w − w_i‖² > ‖w_ref − w_i‖² + τ².
 3. A few rounds of FedAvg on retained data.
 
-Hyper-parameters, with the paper's values: ``lr`` 0.01, ``momentum`` 0.9, ``batch_size`` 128, ``epochs`` 5,
-``clip`` 5, ``radius`` a third, ``random_models`` 10. ``distance`` τ and ``rounds`` are chosen there for the
-net (the authors' notebook: a squared distance of 2.2, τ = 1.48).
+Hyper-parameters: the paper's ``lr`` 0.01, ``momentum`` 0.9, ``epochs`` 5, ``clip`` 5, ``radius`` a third and
+``random_models`` 10. ``batch_size`` 32 instead of 128: of a class of digits no holder has so many to forget.
+``distance`` τ = 1 and ``rounds`` = 2, chosen by measuring: with τ = 1.5 three rounds did not bring the digits' net
+back after 40 samples were forgotten (13 % instead of 100 %), with τ = 0.7 a client's backdoor kept half its
+success. The authors' notebook stops at ‖w − w_i‖² > 2.2, for its net and MNIST, and trains on for as many
+rounds as in training; on our CIFAR-10 net ‖w_ref − w_i‖² alone is 90.
 Targets: a client (the paper's); by extension several clients, classes and samples. Then the others are those
 that hold nothing of it, or all clients if there is none such; the holders ascend one after another in the
 same ball, each from where the one before ended; those that keep something take part in the last rounds.
@@ -43,7 +46,7 @@ def ascend(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     Tensors: ``model``, to start from; ``reference``, the ball's centre; ``own``, the client's last model.
     Settings: ``radius``, ``random-models``, ``distance``, ``epochs``, ``batch-size``, ``lr``, ``momentum``,
     ``clip``, ``seed``. Answers with the ``model``, and the numbers ``steps``, ``radius`` (δ), ``distance``
-    (to the client's own last model).
+    (of the model from the reference).
     """
     s: Any = settings
     centre, own = (_vector(client.model(tensors[name])) for name in ("reference", "own"))
@@ -51,25 +54,29 @@ def ascend(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     fresh = [_vector(client.fresh(seed_of(s["seed"], number, 0))) for number in range(s["random-models"])]
     radius = s["radius"] * float(torch.stack([(v - centre).norm() for v in fresh]).mean())
     model = client.model(tensors["model"])
-    taken, far = 0, 0.0
+    taken = 0
+    limit = (centre - own).square().sum() + s["distance"] ** 2
 
     @torch.no_grad()
     def project(steps: int) -> bool:
-        nonlocal taken, far
+        nonlocal taken
+        taken = steps
         inside = projected(_vector(model), centre, radius)
         vector_to_parameters(inside, model.parameters())
-        taken, far = steps, float((inside - own).norm())
-        return bool(far > s["distance"])
+        return bool((inside - own).square().sum() > limit)
 
-    fit(
-        model,
-        client.batches("forget", size=s["batch-size"], seed=seed_of(s["seed"], 0, client.index)),
-        torch.optim.SGD(model.parameters(), lr=s["lr"], momentum=s["momentum"]),
-        epochs=s["epochs"],
-        loss=lambda m, x, y: -supervised(m, x, y),
-        clip=s["clip"],
-        after_step=project,
-    )
+    # Where the holder before ended may be too far from this one already.
+    if (_vector(model) - own).square().sum() <= limit:
+        fit(
+            model,
+            client.batches("forget", size=s["batch-size"], seed=seed_of(s["seed"], 0, client.index)),
+            torch.optim.SGD(model.parameters(), lr=s["lr"], momentum=s["momentum"]),
+            epochs=s["epochs"],
+            loss=lambda m, x, y: -supervised(m, x, y),
+            clip=s["clip"],
+            after_step=project,
+        )
+    far = float((_vector(model) - centre).norm())
     numbers = {"steps": float(taken), "radius": radius, "distance": far}
     return Answer(client.count("forget"), {"model": state_of(model)}, numbers)
 
@@ -97,7 +104,7 @@ class GradientAscent(Strategy):
         clip: Largest norm of its gradient.
         radius: δ, as a share of the mean distance from w_ref to random models.
         random_models: How many of them.
-        distance: τ: how far from its own last model a holder goes, at most.
+        distance: τ: root of how much the squared distance from its own last model may grow.
         rounds: Rounds of FedAvg afterwards.
     """
 
@@ -108,12 +115,12 @@ class GradientAscent(Strategy):
 
     lr: float = 0.01
     momentum: float = 0.9
-    batch_size: int = 128
+    batch_size: int = 32
     epochs: int = 5
     clip: float = 5.0
     radius: float = 1 / 3
     random_models: int = 10
-    distance: float = 1.48
+    distance: float = 1.0
     rounds: int = 2
 
     def __post_init__(self) -> None:
@@ -165,6 +172,6 @@ class GradientAscent(Strategy):
             steps += int(numbers["steps"])
         if self.rounds:
             first = history.rounds[-1] + 1
-            state = fedavg(federation, state, training, rounds=self.rounds, first=first, epochs=1)
+            state = fedavg(federation, state, training, rounds=self.rounds, first=first)
         facts = {"steps": steps, "radius": numbers["radius"], "distance": numbers["distance"]}
         return Outcome(state, facts={**facts, "rounds": self.rounds})

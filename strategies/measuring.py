@@ -29,17 +29,7 @@ def measure_task(client: Client, tensors: Tensors, settings: Settings) -> Answer
     """
     s: Any = settings
     metrics = _known(s["metrics"])
-    subject = Subject(
-        model=client.model(tensors["model"]),
-        original=client.model(tensors["original"]),
-        fresh=client.fresh(s["seed"]),
-        forget=client.batches("forget"),
-        retained=client.batches("retained"),
-        held_out=client.batches("held-out"),
-        triggered=client.batches("triggered"),
-        classes=() if client.request is None else client.request.classes,
-        seed=s["seed"],
-    )
+    subject = subject_of(client, tensors["model"], tensors["original"], s["seed"])
     numbers: dict[str, float] = {}
     notes: dict[str, str] = {}
     for metric in metrics:
@@ -54,6 +44,21 @@ def measure_task(client: Client, tensors: Tensors, settings: Settings) -> Answer
             else:
                 notes[name] = _NOT_FINITE
     return Answer(client.count("held-out"), numbers=numbers, notes=notes)
+
+
+def subject_of(client: Client, model: StateDict, original: StateDict, seed: int) -> Subject:
+    """What a client measures on: its data in order, and three models."""
+    return Subject(
+        model=client.model(model),
+        original=client.model(original),
+        fresh=client.fresh(seed),
+        forget=client.batches("forget"),
+        retained=client.batches("retained"),
+        held_out=client.batches("held-out"),
+        triggered=client.batches("triggered"),
+        classes=() if client.request is None else client.request.classes,
+        seed=seed,
+    )
 
 
 def measure_all(

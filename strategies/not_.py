@@ -41,7 +41,7 @@ class Not(Strategy):
     needs: ClassVar[frozenset[Need]] = frozenset(("retained-data",))
 
     layer: str = ""
-    rounds: int = 3
+    rounds: int = 5
     lr: float = 0.0
 
     def __post_init__(self) -> None:
@@ -72,7 +72,6 @@ class Not(Strategy):
             rounds=self.rounds,
             first=history.rounds[-1] + 1,
             lr=self.lr or history.training.lr,
-            epochs=1,
         )
         return Outcome(state, facts={"layer": layer, "rounds": self.rounds})
 

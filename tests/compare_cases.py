@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fl_unlearn.metrics.contract import Column, Good, Unit
 from fl_unlearn.types import ForgetRequest
-from simulations.compare.results import COST, ORIGINAL, RETRAIN, Comparison, Graph, Row
+from simulations.compare.results import CHECKPOINT, COST, ORIGINAL, RETRAIN, Comparison, Graph, Row
 
 INVENTED = "invented for tests, not measured"
 
@@ -26,11 +26,11 @@ _KEYS: tuple[tuple[str, str, Unit], ...] = (
     ("held-retain-accuracy", "held-out, retained: accuracy", "%"),
     ("forget-loss", "forgotten: loss", "nats"),
     ("retain-loss", "retained: loss", "nats"),
-    ("membership-loss-auc", "membership by loss: AUC", "%"),
-    ("membership-loss-tpr", "membership by loss: TPR at 1 % FPR", "%"),
-    ("membership-entropy-auc", "membership by entropy: AUC", "%"),
-    ("membership-entropy-tpr", "membership by entropy: TPR at 1 % FPR", "%"),
-    ("svc-accuracy", "membership by SVC", "%"),
+    ("mia-loss-auc", "membership by loss: AUC", "%"),
+    ("mia-loss-tpr", "membership by loss: TPR at 1 % FPR", "%"),
+    ("mia-entropy-auc", "membership by entropy: AUC", "%"),
+    ("mia-entropy-tpr", "membership by entropy: TPR at 1 % FPR", "%"),
+    ("mia-svc-accuracy", "membership by SVC", "%"),
     ("lira-auc", "U-LiRA: AUC", "%"),
     ("probe-forget", "linear probe", "%"),
     ("relearn-steps", "relearning", "steps"),
@@ -43,7 +43,7 @@ _KEYS: tuple[tuple[str, str, Unit], ...] = (
     ("distance-fc", "parameter distance: fc", ""),
     ("gap-forget", "gap: forgotten", "%"),
     ("gap-retain", "gap: retained", "%"),
-    ("tow", "tug of war", ""),
+    ("tug-of-war", "tug of war", ""),
     ("something-else", "something else", "bits"),
 )
 
@@ -83,7 +83,7 @@ def comparison(
 def large(seeds: int = 3, strategies: Sequence[str] = STRATEGIES, classes: int = 10) -> Comparison:
     """About 17 strategies and 30 columns, with values that are absent, a refusal, and a name in HTML."""
     draw = random.Random(0)
-    columns = (*(column(k, "retrained", u, t) for k, t, u in _KEYS), *COST)
+    columns = (*(column(k, "retrained", u, t) for k, t, u in _KEYS), *CHECKPOINT, *COST)
     rows = [r for s in strategies for seed in range(seeds) for r in _rows(draw, s, seed, columns, classes)]
     return Comparison(
         name=f"{INVENTED}: {len(strategies)} strategies",

@@ -133,11 +133,9 @@ def test_a_bad_command_line_is_an_error_before_anything_is_made(arguments, said,
 
 
 def test_the_command_writes_everything(tmp_path, capsys) -> None:
-    small = ["rounds=2", "clients=2", "epochs=1"]
-    code = command.main(
-        ["digits-class", "--out", str(tmp_path), "--jobs", "1", "--seeds", "0", "--metrics", "accuracy"]
-        + ["--strategies", "mask", "--json", "--set", *small]
-    )
+    options = ["--jobs", "1", "--seeds", "0", "--metrics", "accuracy", "--strategies", "mask", "--json"]
+    small = ["--set", "rounds=2", "clients=2", "epochs=1"]
+    code = command.main(["digits-class", "--out", str(tmp_path), *options, *small])
     assert code == 0
     assert json.loads(capsys.readouterr().out)["comparisons"][0]["name"] == "digits-class"
     assert {"results.json", "results.csv", "tables.md", "report.html"} <= {p.name for p in tmp_path.iterdir()}

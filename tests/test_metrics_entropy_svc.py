@@ -72,8 +72,12 @@ def test_known_samples_are_called_members_and_unknown_ones_are_not() -> None:
 def test_too_few_samples_give_a_reason_and_no_number() -> None:
     few = subject(retained=batches(rows(19, 0, (0,))), held_out=batches(rows(60, 1, (0, 1))))
     assert "needs 20 retained samples" in str(measure(ENTROPY_SVC, few))
-    none = subject(retained=[])
-    assert "0 match" in str(measure(ENTROPY_SVC, none))
+    other = subject(retained=batches(rows(30, 0, (0,))), held_out=batches(rows(60, 1, (2,))))
+    assert "0 match" in str(measure(ENTROPY_SVC, other))
+
+
+def test_a_client_that_keeps_nothing_cannot_train_the_attack() -> None:
+    assert "no members to train the attack on" in str(measure(ENTROPY_SVC, subject(retained=[])))
 
 
 def test_a_client_with_nothing_to_forget_has_nothing_to_say() -> None:

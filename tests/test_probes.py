@@ -211,7 +211,30 @@ def test_relearning_refuses_what_makes_no_sense() -> None:
         (((x, y), [(x, y)]), {"steps": ()}),
         (((x, y), [(x, y)]), {"steps": (-1, 3)}),
     ]:
-        with pytest.raises(MeasureError, match="relearning needs samples"):
+        with pytest.raises(MeasureError, match="relearning needs"):
             probes.relearning_curve(model, *arguments, **options)
     with pytest.raises(FisherError, match="one row a sample, 7"):
         probes.relearning_curve(model, (x, y[:7]), [(x, y)])
+
+
+def test_relearning_time_is_where_the_curve_first_gets_there() -> None:
+    model, mix, test = small_net(), blobs(50, 6, 4, 0.5), [blobs(40, 6, 4, 0.5, seed=2)]
+    options = {"lr": 0.1, "batch": 8, "seed": 4}
+    curve = probes.relearning_curve(model, mix, test, steps=range(31), **options)
+    found = {n: scores.accuracy() for n, scores in curve.items()}
+    assert found[0] < 0.4 < 0.8 < max(found.values())
+    for accuracy in (found[0], 0.4, 0.6, 0.8):
+        slow = next(n for n in range(31) if found[n] >= accuracy)
+        assert probes.relearning_time(model, mix, test, accuracy, most=30, **options) == slow
+        coarse = next((n for n in range(0, 31, 5) if found[n] >= accuracy), None)
+        assert probes.relearning_time(model, mix, test, accuracy, most=30, every=5, **options) == coarse
+    assert probes.relearning_time(model, mix, test, 1.01, most=4, **options) is None
+
+
+def test_relearning_time_refuses_what_makes_no_sense() -> None:
+    model, mix = small_net(), blobs(8, 6, 4, 0.5)
+    for options in ({"every": 0}, {"most": -1}, {"most": 10, "every": 3}):
+        with pytest.raises(MeasureError, match="most must be a multiple of every"):
+            probes.relearning_time(model, mix, [mix], 0.5, **options)
+    with pytest.raises(MeasureError, match="no sample to score"):
+        probes.relearning_time(model, mix, [], 0.5)

@@ -11,8 +11,12 @@ from collections.abc import Iterable
 from fl_unlearn.metrics import membership
 from fl_unlearn.metrics.accuracy import ACCURACY
 from fl_unlearn.metrics.activation_distance import ACTIVATION_DISTANCE
+from fl_unlearn.metrics.backdoor import BACKDOOR
 from fl_unlearn.metrics.contract import Metric
+from fl_unlearn.metrics.distance import DISTANCE
 from fl_unlearn.metrics.entropy_svc import ENTROPY_SVC
+from fl_unlearn.metrics.probe import PROBE
+from fl_unlearn.metrics.relearning import RELEARNING
 from fl_unlearn.metrics.zrf import ZRF
 from fl_unlearn.types import SettingsError
 
@@ -25,6 +29,10 @@ METRICS: dict[str, Metric] = {
         ENTROPY_SVC,
         ZRF,
         ACTIVATION_DISTANCE,
+        PROBE,
+        RELEARNING,
+        BACKDOOR,
+        DISTANCE,
     )
 }
 """Name to metric, in the order of the tables."""

@@ -115,9 +115,11 @@ def combine(answers: Sequence[Mapping[str, Number] | str], keys: Iterable[str]) 
         keys: The keys of the metric's columns.
 
     Returns:
-        Key to value; where no client gave one, the clients' reasons.
+        Key to value; where no client gave one, the first client's reason.
     """
-    reasons = "; ".join(dict.fromkeys(a for a in answers if isinstance(a, str)))
+    given = list(dict.fromkeys(a for a in answers if isinstance(a, str)))
+    others = f" (and {len(given) - 1} other reasons, of other clients)" if len(given) > 1 else ""
+    reasons = given[0] + others if given else ""
     out = {}
     for key in keys:
         numbers = [a[key] for a in answers if not isinstance(a, str) and key in a]

@@ -68,6 +68,10 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
         return {}
     members, labels = statistics(subject.model, subject.retained)
     others, other_labels = statistics(subject.model, subject.held_out)
+    if not len(labels):
+        raise MeasureError(
+            "a client of which everything is to be forgotten has no members to train the attack on"
+        )
     a, b = balanced(labels, other_labels, MOST, subject.seed)
     if len(a) < LEAST:
         raise MeasureError(

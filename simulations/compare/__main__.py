@@ -20,10 +20,8 @@ from typing import Any
 from fl_unlearn.metrics import METRICS
 from fl_unlearn.types import UnlearnError
 from simulations.compare.jobs import run_jobs
-from simulations.compare.page import write_page
-from simulations.compare.results import write_csv, write_json
 from simulations.compare.setting import SETTINGS, Setting, SettingError
-from simulations.compare.table import markdown
+from simulations.compare.write import FILES, write_all
 from strategies import STRATEGIES
 
 DEFAULT = ("digits-class", "digits-client")
@@ -43,16 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (UnlearnError, ValueError, OSError) as e:
         print(f"failed: {e}", file=sys.stderr)
         return 1
-    write_json(comparisons, options.out / "results.json")
-    write_csv(comparisons, options.out / "results.csv")
-    text = markdown(comparisons)
-    (options.out / "tables.md").write_text(text)
-    write_page(comparisons, options.out / "report.html")
+    text = write_all(comparisons, options.out)
     if options.json:
         print((options.out / "results.json").read_text())
     else:
         print(text)
-        print(f"Written to {options.out}: results.json, results.csv, tables.md, report.html")
+        print(f"Written to {options.out}: {', '.join(FILES)}")
     return 0
 
 

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from strategies.measuring import measure_all
-
 from fl_unlearn.files import write_atomically
 from fl_unlearn.metrics import METRICS
 from fl_unlearn.metrics.contract import Measured
@@ -25,6 +23,7 @@ from simulations.compare.results import CHECKPOINT, COST, ORIGINAL, Graph, Row
 from strategies import get
 from strategies.contract import Federation, Outcome, State, Strategy, holders
 from strategies.history import History
+from strategies.measuring import measure_all
 
 log = logging.getLogger("fl_unlearn.simulations")
 
@@ -173,12 +172,11 @@ def rows_of(bench: Bench, names: Collection[str], seed: int) -> list[Row]:
             for key, value in values.items():
                 m = Measured(**value)
                 out.append(Row(name, seed, key, m.value, m.samples, m.why))
-        if name != ORIGINAL:
-            keys = [c.key for c in (*COST, *CHECKPOINT)] if bench.model_path(name).is_file() else []
-            for key in keys:
+        if bench.model_path(name).is_file():
+            why = "nothing was done" if name == ORIGINAL else "it changes the current model alone"
+            for key in (c.key for c in (*COST, *CHECKPOINT)):
                 value = said["numbers"].get(key)
-                why = "" if value is not None else "it changes the current model alone"
-                out.append(Row(name, seed, key, value, 0, why))
+                out.append(Row(name, seed, key, value, 0, why if value is None else ""))
     return out
 
 

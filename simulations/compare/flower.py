@@ -27,7 +27,7 @@ log = logging.getLogger("fl_unlearn.simulations")
 @task("identify")
 def identify(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     """How many samples a client has in each part, and, as the note ``request``, what it is to forget."""
-    counts = {part: float(client.count(part)) for part in PARTS}
+    counts: dict[str, float] = {part: client.count(part) for part in PARTS}
     request = "" if client.request is None else _text(client.request)
     return Answer(client.count("train"), numbers=counts, notes={"request": request})
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from fl_unlearn.metrics import METRICS
-from fl_unlearn.metrics import gaps
+from fl_unlearn.metrics import METRICS, gaps
 from fl_unlearn.metrics.contract import Column, Measured
 from simulations.compare.clients import make_clients
 from simulations.compare.experiment import Bench, graph_of, rows_of, run_all, said_of, strategies_of
@@ -50,19 +49,33 @@ def run_jobs(
     """
     names = list(dict.fromkeys([RETRAIN, *strategies]))
     for name, setting in settings.items():
-        _check(name, setting, names, strategies, seeds)
+        check(name, setting, names, strategies, seeds)
     work = [(name, setting, seed) for name, setting in settings.items() for seed in seeds]
     if jobs == 1 or len(work) == 1:
         for name, setting, seed in work:
             _run_one(name, setting, seed, names, metrics, out)
     else:
         _in_processes(work, names, metrics, out, jobs)
-    return [_collect(name, setting, names, metrics, seeds, out) for name, setting in settings.items()]
+    return [collect(name, setting, names, metrics, seeds, out) for name, setting in settings.items()]
 
 
-def _check(
+def check(
     name: str, setting: Setting, names: Sequence[str], asked: Sequence[str], seeds: Sequence[int]
 ) -> None:
+    """Check, before anything is trained, that there is something to do; log what will not be run.
+
+    Args:
+        name: The setting's name.
+        setting: The setting.
+        names: Names of strategies.
+        asked: Those of them that were asked for.
+        seeds: Seeds of the federations.
+
+    Raises:
+        StrategyError: If a strategy is not known.
+        UnsupportedError: If none of those asked for can serve the setting's request.
+        ValueError: If the setting makes no sense.
+    """
     request = make_clients(setting, seeds[0])[0].request
     assert request is not None
     reasons = {n: unsupported(s, request) for n, s in strategies_of(names).items()}
@@ -110,14 +123,19 @@ def _run_one(
 
 
 def _open(name: str, setting: Setting, seed: int, metrics: Sequence[str], out: Path) -> Bench:
-    folder = out / name / f"seed-{seed}"
+    folder = folder_of(name, seed, out)
     clients = make_clients(setting, seed)
     assert clients[0].request is not None
     history = open_history(setting, seed, folder / "store")
     return Bench(LocalFederation(clients, clients[0].request), history, folder, tuple(metrics))
 
 
-def _collect(
+def folder_of(name: str, seed: int, out: Path) -> Path:
+    """Where a federation, its models and its measurements are kept."""
+    return out / name / f"seed-{seed}"
+
+
+def collect(
     name: str,
     setting: Setting,
     names: Sequence[str],
@@ -125,6 +143,7 @@ def _collect(
     seeds: Sequence[int],
     out: Path,
 ) -> Comparison:
+    """Put together what was run and measured, by whichever engine."""
     rows: list[Row] = []
     facts: dict[str, dict[int, dict[str, str | int | float]]] = {n: {} for n in names}
     refused: dict[str, str] = {}

@@ -95,7 +95,7 @@ def _config(what: str, values: Mapping[str, Any]) -> ConfigRecord:
             record[key] = value
         except TypeError as e:
             raise StrategyError(
-                f"{what}: {key!r} is {value!r}; numbers, texts, booleans and lists of one of these are possible"
+                f"{what}: {key!r} is {value!r}; it must be a number, text, boolean, or list of one of these"
             ) from e
     return record
 

@@ -1,4 +1,4 @@
-"""Comparisons as one self-contained HTML file: it opens from disk, needs no network, and reads without scripts."""
+"""Comparisons as one self-contained HTML file: it opens from disk and needs no network."""
 
 from __future__ import annotations
 
@@ -76,5 +76,7 @@ def _about(c: Comparison, column: Column) -> dict[str, str]:
     text = column.about
     if samples:
         low, high = min(samples), max(samples)
-        text += f" Measured on {low:,} samples." if low == high else f" Measured on {low:,} to {high:,} samples."
+        text += (
+            f" Measured on {low:,} samples." if low == high else f" Measured on {low:,} to {high:,} samples."
+        )
     return {"title": column.title, "key": column.key, "text": text}

@@ -5,6 +5,7 @@ Lengths are in the units of a picture's own view box, from the top left.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from simulations.compare.sheet import REFERENCES, Cell, Sheet
 
 FORGOTTEN = ("held-forget-accuracy", "forget-accuracy")
 KEPT = ("held-retain-accuracy", "retain-accuracy")
-"""Which columns the scatter takes: the first of which there is a value for the retrained model or any other."""
+"""Which columns the scatter takes: the first of which there is any value."""
 
 LINE = 17  # height of a line of labels
 
@@ -62,8 +63,7 @@ class Scatter:
 
 def scatter(sheet: Sheet) -> Scatter | None:
     """The scatter, or None where one of the two was not measured."""
-    keys = [next((k for k in wanted if _any(sheet, k)), None) for wanted in (KEPT, FORGOTTEN)]
-    x_key, y_key = keys
+    x_key, y_key = (next((k for k in wanted if _any(sheet, k)), None) for wanted in (KEPT, FORGOTTEN))
     if x_key is None or y_key is None:
         return None
     c = sheet.comparison
@@ -75,20 +75,30 @@ def scatter(sheet: Sheet) -> Scatter | None:
     bottom = max(330.0, top + LINE * len(names))
     x_of, x_ticks = _axis([p[0] for p in where.values()], left, right)
     y_of, y_ticks = _axis([p[1] for p in where.values()], bottom, top)
-    places = {s: (_along(x, *x_of, left, right), _along(y, *y_of, bottom, top)) for s, (x, y) in where.items()}
-    lines = _spread([places[s][1] for s in names], [places[s][0] for s in names], top, bottom)
+    places = {
+        s: (_along(x, *x_of, left, right), _along(y, *y_of, bottom, top)) for s, (x, y) in where.items()
+    }
+    lines = _untangled([places[s] for s in names], _spread([places[s][1] for s in names], top, bottom), right)
     titles = {k.key: k.title for k in c.columns}
-    points = [
-        Point(
-            s, *places[s], lines[i], _kind(s), f"{s}: {titles[x_key]} {sheet.cell(s, x_key).full} %, "
-            f"{titles[y_key]} {sheet.cell(s, y_key).full} %"
-        )
-        for i, s in enumerate(names)
-    ]  # fmt: skip
+
+    def about(s: str) -> str:
+        return f"{s}: " + ", ".join(f"{titles[k]} {sheet.cell(s, k).full} %" for k in (x_key, y_key))
+
     return Scatter(
-        730, bottom + 48, left, right, top, bottom, x_ticks, y_ticks, f"{titles[x_key]} (%)",
-        f"{titles[y_key]} (%)", points, places.get(RETRAIN), right + 46,
-    )  # fmt: skip
+        width=730,
+        height=bottom + 48,
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        x_ticks=x_ticks,
+        y_ticks=y_ticks,
+        x_title=f"{titles[x_key]} (%)",
+        y_title=f"{titles[y_key]} (%)",
+        points=[Point(s, *places[s], lines[i], _kind(s), about(s)) for i, s in enumerate(names)],
+        cross=places.get(RETRAIN),
+        labels_x=right + 46,
+    )
 
 
 def _any(sheet: Sheet, key: str) -> bool:
@@ -125,9 +135,9 @@ def _axis(values: Sequence[float], start: float, end: float) -> tuple[tuple[floa
     return (low, high), [Tick(_along(m, low, high, start, end), f"{m:g}") for m in marks]
 
 
-def _spread(ys: Sequence[float], xs: Sequence[float], top: float, bottom: float) -> list[float]:
+def _spread(ys: Sequence[float], top: float, bottom: float) -> list[float]:
     """A line for each label, near its point, none on another: from the top down, then pushed back up."""
-    order = sorted(range(len(ys)), key=lambda i: (ys[i], -xs[i]))
+    order = sorted(range(len(ys)), key=lambda i: ys[i])
     lines = [0.0] * len(ys)
     last = top - LINE / 2
     for i in order:
@@ -136,6 +146,25 @@ def _spread(ys: Sequence[float], xs: Sequence[float], top: float, bottom: float)
     for i in reversed(order):
         lines[i] = limit = min(lines[i], limit - LINE)
     return [round(y, 1) for y in lines]
+
+
+def _untangled(points: Sequence[tuple[float, float]], lines: list[float], x: float) -> list[float]:
+    """The same heights, exchanged until no two lines from a point to its label at ``x`` cross.
+
+    Uncrossing two lines always shortens them together, so this ends.
+    """
+
+    def length(i: int, j: int) -> float:
+        return math.dist(points[i], (x, lines[j]))
+
+    done = False
+    while not done:
+        done = True
+        for i, j in itertools.combinations(range(len(points)), 2):
+            if length(i, j) + length(j, i) < length(i, i) + length(j, j) - 1e-9:
+                lines[i], lines[j] = lines[j], lines[i]
+                done = False
+    return lines
 
 
 # --------------------------------------------------------------------------- class by class
@@ -176,7 +205,10 @@ def class_charts(sheet: Sheet) -> list[ClassChart]:
                 label,
                 label in forgotten,
                 round(44 + i * step, 1),
-                *(sheet.cell(n, f"class-{label}") if n in c.strategies else missing for n in (ORIGINAL, s, RETRAIN)),
+                *(
+                    sheet.cell(n, f"class-{label}") if n in c.strategies else missing
+                    for n in (ORIGINAL, s, RETRAIN)
+                ),
             )
             for i, label in enumerate(labels)
         ]

@@ -1,4 +1,4 @@
-"""A comparison's setting from the run config of its Flower app: a preset by name, and what differs from it."""
+"""A comparison's setting from the run config of its Flower app: a preset, and what differs from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def read_setting(config: Mapping[str, Any]) -> Setting:
     """The setting of a run.
 
     Args:
-        config: The run config: ``setting``, the name of one of `setting.SETTINGS`, and the fields of `Setting`
-            by kebab-case key, where "" means "as in the preset" and "none" an empty text.
+        config: The run config: ``setting``, the name of one of `setting.SETTINGS`, and the fields of
+            `Setting` by kebab-case key, where "" means "as in the preset" and "none" an empty text.
 
     Raises:
         SettingError: If there is no such preset, or a value makes no sense.
@@ -30,8 +30,13 @@ def read_setting(config: Mapping[str, Any]) -> Setting:
     return Setting.named(str(config["setting"]), **changes)
 
 
+def names_of(text: Any) -> tuple[str, ...]:
+    """The names in a text with commas between them, without repeats."""
+    return tuple(dict.fromkeys(part.strip() for part in str(text).split(",") if part.strip()))
+
+
 def _typed(key: str, value: Any, kind: type) -> str | int | float:
-    """A value of the run config as the field's type: TOML has 1 for 1.0, and ``forget-classes=3`` is no text."""
+    """A value as the field's type: TOML takes 1 for a whole number, and so ``forget-classes=3``."""
     if kind is str:
         return "" if value == NOTHING else str(value)
     try:

@@ -10,6 +10,9 @@ is retrained without them. Then every candidate's confidences are attacked (`met
 - ``trace``: against the strategy's model of a federation that never had it and unlearned the other half
   (the privacy game of Naderloui et al. 2025, arXiv 2506.13009). That finds only what is left of the sample.
 
+With 8 shadows and 40 candidates, guessing gives an AUC of 0.50 with a standard deviation of 0.04 (measured on
+random numbers): smaller differences mean nothing.
+
 Every federation and every answer is kept in a folder, so that an interrupted run goes on where it was, and
 further strategies or shadows need no training anew.
 

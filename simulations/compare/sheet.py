@@ -1,4 +1,4 @@
-"""A comparison laid out for a reader: columns in blocks, values as text, the best of each column, footnotes."""
+"""A comparison laid out for a reader: columns in blocks, values as text, the best ones, footnotes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from simulations.compare.results import COST, ORIGINAL, RETRAIN, Comparison
 BLOCKS: dict[str, tuple[str, ...]] = {
     "What it forgot": ("forget-", "held-forget-"),
     "What it kept": ("retain-", "held-retain-"),
-    "What attacks find": ("probe", "relearn", "membership", "svc", "lira", "u-lira", "backdoor"),
-    "Nearness to retraining": ("gap-", "tow", "zrf", "activation", "distance"),
+    "What attacks find": ("probe", "relearn", "mia", "lira", "backdoor"),
+    "Nearness to retraining": ("gap-", "tug-of-war", "zrf", "activation", "distance"),
+    "Earlier checkpoints": ("checkpoints-",),
     "What it cost": tuple(c.key for c in COST),
 }
 """Title of a block to how its columns' keys begin; any other column is in `OTHER`."""
@@ -26,6 +27,7 @@ _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 _DECIMALS = {"%": 1, "nats": 2, "bits": 3, "": 3}
 _MOST_DECIMALS = 3
 _LARGE = 1e7
+DASH = "\N{EN DASH}"  # where there is no value
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Sheet:
         cells = [self._cells[s, k.key] for s in c.strategies for b in self.blocks for k in b.columns]
         self.notes = {note: n for n, note in enumerate(dict.fromkeys(x.note for x in cells if x.note), 1)}
 
+    @property
+    def has_yardstick(self) -> bool:
+        """Whether there is a retrained model to compare with."""
+        return RETRAIN in self.comparison.strategies and RETRAIN not in self.comparison.refused
+
     def cell(self, strategy: str, key: str) -> Cell:
         """The cell of a strategy in a column, or in ``class-<label>``."""
         return self._cells[strategy, key]
@@ -116,15 +123,20 @@ class Sheet:
             return Cell(None, note=c.why(s, column.key))
         count, seeds = len(c.values(s, column.key)), len(c.seeds)
         note = "" if count == seeds else f"mean over {count} of {seeds} seeds: {c.why(s, column.key)}"
-        decimals = _decimals(column, mean[0] * factor)
+        decimals = _decimals(column, mean[0] * factor, mean[1] * factor)
         spread = _text(mean[1] * factor, decimals) if count > 1 else ""
         return Cell(*mean, _text(mean[0] * factor, decimals), spread, note)
 
     def _best(self, column: Column, cells: dict[str, Cell]) -> set[str]:
-        """All that share the best value as a reader sees it: what looks alike is marked alike."""
+        """All that share the best value as a reader sees it: what looks alike is marked alike.
+
+        One strategy alone is not best.
+        """
         there = {s: cells[s].shown for s in self.racers if cells[s].mean is not None}
+        if len(there) < 2:
+            return set()
         if column.good == "retrained":
-            reference = cells.get(RETRAIN, Cell(None))
+            reference = cells[RETRAIN] if self.has_yardstick else Cell(None)
             if reference.mean is None:
                 return set()
             there = {s: abs(v - reference.shown) for s, v in there.items()}
@@ -136,7 +148,9 @@ class Sheet:
 def _blocks(columns: Iterable[Column]) -> list[Block]:
     found: dict[str, list[Column]] = {title: [] for title in (*BLOCKS, OTHER)}
     for column in columns:
-        found[next((t for t, starts in BLOCKS.items() if column.key.startswith(starts)), OTHER)].append(column)
+        found[next((t for t, starts in BLOCKS.items() if column.key.startswith(starts)), OTHER)].append(
+            column
+        )
     return [Block(title, tuple(members)) for title, members in found.items() if members]
 
 
@@ -150,10 +164,10 @@ def _scale(column: Column, largest: float) -> tuple[float, str]:
     return 1.0, column.unit
 
 
-def _decimals(column: Column, value: float) -> int:
-    """How many decimals: as the unit wants it; none of whole counts; of seconds and bytes three digits' worth."""
+def _decimals(column: Column, value: float, deviation: float) -> int:
+    """How many decimals: the unit's; none of whole counts; of seconds and bytes, three digits' worth."""
     if column.unit == "steps" or column.key == "rounds":
-        return 0 if value == int(value) else 1
+        return 0 if value.is_integer() and deviation.is_integer() else 1
     if column.unit in _DECIMALS:
         return _DECIMALS[column.unit]
     size = math.floor(math.log10(abs(value))) if value else 0

@@ -1,4 +1,4 @@
-"""What a comparison says, in plain language: what was asked, what was measured and what not, who is near retraining.
+"""What a comparison says, in plain language: what was asked and measured, and who is near retraining.
 
 It never says that data is gone: measurements say what they found, and no more.
 """
@@ -14,11 +14,16 @@ from simulations.compare.results import ORIGINAL, RETRAIN, Comparison
 from simulations.compare.sheet import Sheet
 
 MASK = "mask"
-BEYOND = ("probe", "relearn", "membership", "svc", "lira", "u-lira")
+BEYOND = ("probe", "relearn", "mia", "lira")
 """How the keys of columns begin that look for what a model knows, not for what it answers."""
 
 YARDSTICK = (
-    "Retraining without the data is the yardstick: good is a value like the retrained model's, which is seldom 0."
+    "Retraining without the data is the yardstick: good is a value like the retrained model's, which is "
+    "seldom 0."
+)
+NO_YARDSTICK = (
+    "Retraining without the data would be the yardstick, but there is no retrained model here: values can "
+    "only be held against the model before forgetting, and none is marked but the lowest cost."
 )
 CAVEAT = (
     "A measurement says what it found. None of these proves that nothing of the data is left in a model, and "
@@ -34,6 +39,7 @@ class Summary:
         asked: What was to be forgotten, and where.
         measured: What was measured, what was not, and how to read it.
         beyond: Who is nearer to retraining than the trivial yardstick, beyond accuracy.
+        nearer: The same, strategy by strategy: in which columns.
         nearest: Title of a column, and which strategies are best in it, with their value and the retrained.
         refused: Strategy and why it did not run, or changed nothing.
     """
@@ -41,6 +47,7 @@ class Summary:
     asked: str
     measured: list[str]
     beyond: list[str]
+    nearer: list[tuple[str, str]]
     nearest: list[tuple[str, str]]
     refused: list[tuple[str, str]]
 
@@ -48,10 +55,12 @@ class Summary:
 def summarise(sheet: Sheet) -> Summary:
     """Say in words what the sheet shows."""
     c = sheet.comparison
+    beyond, nearer = _beyond(sheet)
     return Summary(
         f"{_asked(c)} {_where(c)}",
-        [*_measured(sheet), YARDSTICK, CAVEAT],
-        _beyond(sheet),
+        [*_measured(sheet), YARDSTICK if sheet.has_yardstick else NO_YARDSTICK, CAVEAT],
+        beyond,
+        nearer,
         [(k.title, found) for b in sheet.blocks for k in b.columns if (found := _nearest(sheet, k))],
         list(c.refused.items()),
     )
@@ -66,7 +75,10 @@ def _asked(c: Comparison) -> str:
     request = ForgetRequest.from_json(c.request)
     clients = f"client{'s' if len(request.clients) > 1 else ''} {listed(request.clients)}"
     if request.kind == "samples":
-        parts = [f"{len(rows)} samples of client {client}" for client, rows in request.samples.items()]
+        parts = [
+            f"{len(rows)} sample{'s' if len(rows) > 1 else ''} of client {client}"
+            for client, rows in request.samples.items()
+        ]
         return f"To be forgotten: {listed(parts)}."
     if request.kind == "client":
         return f"To be forgotten: everything of {clients}."
@@ -77,7 +89,7 @@ def _asked(c: Comparison) -> str:
 def _where(c: Comparison) -> str:
     get = c.setting.get
     parts = [
-        f"{get('dataset', 'an unnamed data set')}, {get('clients', '?')} clients, {get('rounds', '?')} rounds",
+        f"{get('dataset', 'unnamed data')}, {get('clients', '?')} clients, {get('rounds', '?')} rounds",
         f"seeds {listed([str(s) for s in c.seeds])}" if len(c.seeds) > 1 else "one seed only",
     ]
     said = f"Trained on {'; '.join(parts)}."
@@ -97,8 +109,8 @@ def _measured(sheet: Sheet) -> list[str]:
         said.append(f"Measured beyond accuracy and loss: {listed([k.title for k in beyond])}.")
     elif there:
         said.append(
-            "Nothing was measured beyond what the models answer: by these numbers alone, no strategy here can be "
-            "said to have removed what the model knows."
+            "Nothing was measured beyond what the models answer: by these numbers alone, no strategy here "
+            "can be said to have removed what the model knows."
         )
     if absent:
         said.append(f"Not measured for any strategy: {listed([k.title for k in absent])}.")
@@ -119,49 +131,63 @@ def _nearest(sheet: Sheet, column: Column) -> str:
 
 
 # --------------------------------------------------------------------------- beside the trivial yardstick
-def _beyond(sheet: Sheet) -> list[str]:
+def _beyond(sheet: Sheet) -> tuple[list[str], list[tuple[str, str]]]:
     """Who is nearer to retraining than ``mask``, or than the original where no mask was run."""
-    columns = [k for b in sheet.blocks for k in b.columns if k.key.startswith(BEYOND) and k.good == "retrained"]
+    if not sheet.has_yardstick:
+        return [], []
+    columns = [
+        k for b in sheet.blocks for k in b.columns if k.key.startswith(BEYOND) and k.good == "retrained"
+    ]
     yard = MASK if MASK in sheet.racers else ORIGINAL
     telling = [k for k in columns if _tells(sheet, yard, k.key)]
     name = MASK if yard == MASK else "the model before forgetting"
     said = []
     if yard == MASK:
         said.append(
-            "mask only hides the answer: everything the model knew is still in it. What is no nearer to retraining "
-            "than mask beyond accuracy (probe, relearning, membership inference) has not been shown to forget more."
+            "mask only hides the answer: everything the model knew is still in it. What is no nearer to "
+            "retraining than mask beyond accuracy (probe, relearning, membership inference) has not been "
+            "shown to forget more."
         )
     elif columns:
-        said.append("mask was not run, or refused, so strategies are held against the model before forgetting.")
-    if not telling:
-        if columns:
-            said.append(f"No column beyond accuracy tells {name} from retraining by more than the deviation.")
-        return said
-    said.append(f"Columns beyond accuracy that tell {name} from retraining: {_titles(telling)}.")
-    return said + _placed(sheet, yard, name, telling)
+        said.append(
+            "mask was not run, or refused, so strategies are held against the model before forgetting."
+        )
+    if telling:
+        said.append(f"Columns beyond accuracy that tell {name} from retraining: {_titles(telling)}.")
+        placed, nearer = _placed(sheet, yard, name, telling)
+        return said + placed, nearer
+    if columns:
+        said.append(f"No column beyond accuracy tells {name} from retraining by more than the deviation.")
+    return said, []
 
 
-def _placed(sheet: Sheet, yard: str, name: str, telling: list[Column]) -> list[str]:
-    none, some, unknown = [], [], []
+def _placed(
+    sheet: Sheet, yard: str, name: str, telling: list[Column]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Every other strategy's place beside the yardstick, and the columns in which it is nearer."""
+    counted: dict[tuple[int, int], list[str]] = {}
+    nearer = []
     for s in sheet.racers:
         if s == yard:
             continue
         there = [k for k in telling if sheet.cell(s, k.key).mean is not None]
         better = [k for k in there if _nearer(sheet, s, yard, k.key)]
-        if not there:
-            unknown.append(s)
-        elif better:
-            some.append(f"{s} in {len(better)} of {len(there)} ({_titles(better)})")
-        else:
-            none.append(s)
+        counted.setdefault((len(better), len(there)), []).append(s)
+        if better:
+            nearer.append((s, _titles(better)))
+    unknown = counted.pop((0, 0), [])
+    none = [s for (better, _), names in counted.items() if not better for s in names]
+    some = {pair: names for pair, names in counted.items() if pair[0]}
     said = []
     if none:
         said.append(f"No nearer to retraining than {name} in any of these: {listed(none)}.")
     if some:
-        said.append(f"Nearer than {name}, by more than the deviation over seeds: {'; '.join(some)}.")
+        order = sorted(some, key=lambda pair: (-pair[0] / pair[1], -pair[1]))
+        parts = [f"in {better} of {there}: {listed(some[better, there])}" for better, there in order]
+        said.append(f"Nearer than {name}, by more than the deviation over seeds, {'; '.join(parts)}.")
     if unknown:
         said.append(f"Without a value in these columns: {listed(unknown)}.")
-    return said
+    return said, nearer
 
 
 def _titles(columns: Sequence[Column]) -> str:
@@ -175,7 +201,7 @@ def _gap(sheet: Sheet, strategy: str, key: str) -> float | None:
 
 def _tells(sheet: Sheet, yard: str, key: str) -> bool:
     """Whether the yardstick is farther from retraining than the seeds are from one another."""
-    if RETRAIN not in sheet.comparison.strategies or yard not in sheet.comparison.strategies:
+    if yard not in sheet.comparison.strategies:
         return False
     gap = _gap(sheet, yard, key)
     return gap is not None and gap > max(sheet.cell(s, key).deviation for s in (yard, RETRAIN))

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from fl_unlearn.files import write_atomically
 from simulations.compare.results import RETRAIN, Comparison
-from simulations.compare.sheet import Block, Sheet
+from simulations.compare.sheet import DASH, Block, Sheet
 from simulations.compare.summary import summarise
 
 LEGEND = (
-    "Mean ± deviation over seeds. **Bold**: nearest to the retrained model, or the lowest cost, by the means as "
-    "shown; original, retrain and refused strategies are not in that race. –: no value, see the note."
+    "Mean ± deviation over seeds. **Bold**: nearest to the retrained model, or the lowest cost, by the means "
+    "as shown; original, retrain and refused strategies are not in that race. "
+    f"{DASH}: no value, see the note."
 )
 
 
@@ -56,7 +57,7 @@ def _block(sheet: Sheet, block: Block) -> str:
 
 def _shown(sheet: Sheet, strategy: str, key: str) -> str:
     cell = sheet.cell(strategy, key)
-    value = cell.full or "–"
+    value = cell.full or DASH
     value = f"**{value}**" if cell.best else value
     return f"{value} ({sheet.notes[cell.note]})" if cell.note else value
 

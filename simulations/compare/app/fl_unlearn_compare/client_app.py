@@ -20,6 +20,8 @@ from strategies import tasks
 from strategies.client import Client
 from strategies.training import train_settings
 
+torch.set_num_threads(1)  # the same result as in one process, however many cores a client gets
+
 app = ClientApp()
 
 _client = cache(make_client)
@@ -46,7 +48,7 @@ def train(message: Message, context: Context) -> Message:
     """One round of training, as the task ``train`` does it."""
     client, config = client_of(context), message.content.config_records["config"]
     training = read_setting(context.run_config).training(int(context.run_config["seed"]))
-    settings = train_settings(training, "train", int(config["server-round"]))
+    settings = train_settings(training, "train", int(str(config["server-round"])))
     model = records.to_state(message.content.array_records["arrays"])
     answer = tasks.run("train", client, {"model": model}, settings)
     metrics = MetricRecord(

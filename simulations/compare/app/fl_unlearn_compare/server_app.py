@@ -1,12 +1,14 @@
-"""The server: trains the federation once, then has every strategy forget from the same stored state.
+r"""The server: trains the federation once, then has every strategy forget from the same stored state.
 
 Started in the repository's folder, with as many nodes as the setting has clients::
 
-    flwr run simulations/compare/app --stream --federation-config "num-supernodes=5 client-resources-num-cpus=1" \
-        --run-config "setting='digits-class' strategies='retrain,mask,fine-tune' out-dir='/tmp/compare'"
+    flwr run simulations/compare/app --stream \
+        --federation-config "num-supernodes=5 client-resources-num-cpus=1" \
+        --run-config "setting='digits-class' strategies='retrain,mask' out-dir='/tmp/compare'"
 
-The run config's keys are in the app's pyproject.toml. ``out-dir`` gets ``results.json``, ``results.csv`` and
-``store``; a store that is there already, trained by this app or in one process, is not trained again.
+The run config's keys are in the app's pyproject.toml. What is written, and where, is as
+``python -m simulations.compare`` has it: each goes on from what the other has made in the same folder, and
+that command puts the seeds of several runs together.
 """
 
 from __future__ import annotations
@@ -14,18 +16,25 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fl_unlearn.metrics import METRICS
 from simulations.compare.clients import head_of, make_client
+from simulations.compare.experiment import Bench, run_all, strategies_of
 from simulations.compare.flower import FlowerFederation
 from simulations.compare.flower_train import train
-from simulations.compare.plan import Planned, choose
-from simulations.compare.run_config import read_setting
+from simulations.compare.jobs import check, collect, folder_of
+from simulations.compare.results import RETRAIN
+from simulations.compare.run_config import names_of, read_setting
 from simulations.compare.setting import Setting
 from simulations.compare.train import open_store
+from simulations.compare.write import FILES, write_all
+from strategies import STRATEGIES
 from strategies.errors import StrategyError
 from strategies.history import History
 
@@ -35,40 +44,75 @@ PATIENCE = 60.0
 """Seconds to wait for all clients to connect."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """What the run config asks for."""
+
+    name: str
+    setting: Setting
+    seed: int
+    strategies: tuple[str, ...]
+    metrics: tuple[str, ...]
+    out: Path
+    timeout: float
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Check, train, compare."""
+    """Check, train, run and measure the strategies, write the results."""
     show_progress()
+    torch.set_num_threads(1)  # the same result as in one process
+    run = read_run(context)
+    print(f"Output folder: {run.out}", flush=True)
+    federation = connect(grid, run)
+    folder, training = folder_of(run.name, run.seed, run.out), run.setting.training(run.seed)
+    with open_store(run.setting, run.seed, folder / "store") as store:
+        train(grid, run.setting, run.seed, store)
+        history = History(store, training, head_of(run.setting))
+        bench = Bench(federation, history, folder, run.metrics)
+        run_all(bench, strategies_of(run.strategies), lambda text: print(text, flush=True))
+    comparison = collect(run.name, run.setting, run.strategies, run.metrics, [run.seed], run.out)
+    print(write_all([comparison], run.out))
+    print(f"Written to {run.out}: {', '.join(FILES)}", flush=True)
+
+
+def read_run(context: Context) -> Run:
+    """What the run config asks for, checked; retraining is always run, as the yardstick.
+
+    Raises:
+        StrategyError: If a strategy or a metric is not known.
+        UnsupportedError: If none of the strategies can serve the request.
+        ValueError: If the setting makes no sense.
+    """
     config = context.run_config
-    setting, seed = read_setting(config), int(config["seed"])
-    folder = Path(str(config["out-dir"] or f"outputs/compare-{context.run_id}")).expanduser().absolute()
-    print(f"Output folder: {folder}", flush=True)
-    federation = connect(grid, setting, seed, timeout=float(config["timeout"]))
-    folder.mkdir(parents=True, exist_ok=True)
-    training, head = setting.training(seed), head_of(setting)
-    with open_store(setting, seed, folder / "store") as store:
-        chosen, refused = choose(str(config["strategies"]), federation, Planned(store, training, head))
-        train(grid, setting, seed, store)
-        history = History(store, training, head)
+    name, setting, seed = str(config["setting"]), read_setting(config), int(config["seed"])
+    asked = names_of(config["strategies"]) or tuple(STRATEGIES)
+    metrics = names_of(config["metrics"]) or tuple(METRICS)
+    if unknown := [m for m in metrics if m not in METRICS]:
+        raise StrategyError(f"unknown metric {unknown[0]!r}: the known ones are {', '.join(METRICS)}")
+    names = tuple(dict.fromkeys((RETRAIN, *asked)))
+    check(name, setting, names, asked, [seed])
+    out = Path(str(config["out-dir"] or f"outputs/compare-{context.run_id}")).expanduser().absolute()
+    return Run(name, setting, seed, names, metrics, out, float(config["timeout"]))
 
 
-def connect(grid: Grid, setting: Setting, seed: int, *, timeout: float) -> FlowerFederation:
+def connect(grid: Grid, run: Run) -> FlowerFederation:
     """The clients, once as many are connected as the setting has.
 
     Raises:
         StrategyError: If they are not within `PATIENCE` seconds, or one is not what the setting says.
     """
     deadline = time.monotonic() + PATIENCE
-    while (nodes := len(list(grid.get_node_ids()))) < setting.clients:
+    while (nodes := len(list(grid.get_node_ids()))) < run.setting.clients:
         if time.monotonic() > deadline:
             raise StrategyError(
-                f"{nodes} of {setting.clients} clients are connected after {PATIENCE:g} s; give flwr run "
-                f"--federation-config 'num-supernodes={setting.clients}'"
+                f"{nodes} of {run.setting.clients} clients are connected after {PATIENCE:g} s; give flwr run "
+                f"--federation-config 'num-supernodes={run.setting.clients}'"
             )
         time.sleep(0.2)
-    request = make_client(setting, seed, 0).request
+    request = make_client(run.setting, run.seed, 0).request
     assert request is not None
-    return FlowerFederation(grid, request, timeout=timeout)
+    return FlowerFederation(grid, request, timeout=run.timeout)
 
 
 def show_progress() -> None:
