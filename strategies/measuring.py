@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fl_unlearn.metrics import METRICS
+from fl_unlearn.metrics import METRICS, find
 from fl_unlearn.metrics.contract import Measured, Metric, Number, Subject, combine, measure
-from fl_unlearn.types import StateDict
+from fl_unlearn.types import SettingsError, StateDict
 from strategies.client import Client
 from strategies.contract import Federation
 from strategies.errors import StrategyError
@@ -116,10 +115,7 @@ def _numbers(metric: Metric, answer: Answer) -> dict[str, Number] | str:
 
 
 def _known(names: Iterable[str]) -> list[Metric]:
-    chosen = list(dict.fromkeys(names))
-    for name in chosen:
-        if name not in METRICS:
-            close = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise StrategyError(f"unknown metric {name!r}: the known ones are {', '.join(METRICS)}{hint}")
-    return [METRICS[name] for name in chosen]
+    try:
+        return find(names)
+    except SettingsError as e:
+        raise StrategyError(str(e)) from e

@@ -16,8 +16,6 @@ from fl_unlearn.metrics.contract import Measured, Metric, combine
 
 log = logging.getLogger(__name__)
 
-_MOST_REASONS = 2
-
 
 def measure_both(
     panel: Panel, after: dict[str, torch.Tensor], before: dict[str, torch.Tensor] | None
@@ -42,15 +40,14 @@ def measure_both(
     except Exception as e:
         log.exception("the update is committed, but measuring what it did failed")
         trouble = f"asking the clients failed: {type(e).__name__}: {e}"
+    shrugs = [a.otherwise for a in answers if isinstance(a, Answer)]
 
     def mean(model: str, metric: Metric, key: str) -> Measured:
         if model not in states:
             return Measured(None, 0, NOT_KEPT)
         given = [a if isinstance(a, str) else a.of(model, metric, key) for a in answers]
-        numbers = [g for g in given if not isinstance(g, str)]
-        reasons = list(dict.fromkeys(g for g in given if isinstance(g, str)))
-        reasons = reasons or [trouble or "no client was connected"]
-        return combine([*numbers, *reasons[:_MOST_REASONS]], [key])[key]
+        given.sort(key=lambda g: g in shrugs)  # of several reasons the first is told
+        return combine(given or [trouble or "no client was connected"], [key])[key]
 
     return {
         c.key: {model: mean(model, m, c.key) for model in (BEFORE, AFTER)} for m in metrics for c in m.columns

@@ -44,10 +44,11 @@ def answer(
     held_out = sample(part(rest[0], ignored, named=False), asked, most) if rest else []
     forget, retained = (list(part(own, classes, named=named)) for named in (True, False))
     out = Answer(otherwise=_nothing(("held-out", held_out), ("forgotten", forget), ("retained", retained)))
+    before = models.get(BEFORE)
     for when, model in models.items():
         subject = Subject(
             model=model,
-            original=models.get(BEFORE) or _NotKept(next(model.parameters()).device),
+            original=_NotKept(next(model.parameters()).device) if before is None else before,
             fresh=fresh,
             forget=forget,
             retained=retained,
