@@ -135,6 +135,7 @@ class Setting:
 _CIFAR = {
     "dataset": "parquet",
     "pictures": 20_000,
+    "alpha": 100.0,
     "rounds": 15,
     "epochs": 1,
     "lr": 0.05,
