@@ -132,6 +132,7 @@ class Careful(nn.Module):
                 nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5)
             )
             self.head = nn.Linear(16, 10)
+        self.head.bias.data[3] += 0.5  # so that some samples of class 3 are right
         self.body[1].bias.requires_grad_(False)
         self.eval()
 
