@@ -14,10 +14,12 @@ retrained model's number.
 - Forgotten classes start from zeros in the head, whatever the model. A masked logit has no gradient and would
   never be learned, while whoever has the model can add the row anew. So this asks for the features, and a
   masked model's number is exactly the original's.
-- SGD: lr 0.02, momentum 0.9, 32 samples a step, a look every 2 steps, at most 60. Chosen on CIFAR-10 (class
-  0, a small CNN, two clients): the original takes 20 and 22 steps, the retrained model 40 and more than 100;
-  with lr 0.05 they come nearer (14 and 14; 20 and 20). A client that does not get there in 60 counts as 60,
-  and in ``relearn-capped``.
+- SGD: lr 0.02, momentum 0.9, 32 samples a step, a look every 2 steps, at most 60. Chosen by measuring, so
+  that retraining stands out; one federation of five clients each: CIFAR-10, class 0: masked 24.8, fine-tuned
+  24.3, retrained 37.2; digits, class 3: original and masked 6.6, retrained 12.8. A larger lr (0.05) brings
+  them nearer.
+- A client that does not get there in 60 counts as 60, and in ``relearn-capped``.
+- For single samples it says little where the retrained model is right about them anyway: on digits, 0 steps.
 """
 
 from __future__ import annotations
