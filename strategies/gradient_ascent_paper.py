@@ -10,8 +10,8 @@ step of full-batch ascent on all forget data. The code ascends from the first mo
 set; here from the current one, which is what users have, and the older models get the difference.
 
 Hyper-parameters: ``accuracy`` = 0.2 (the code's); ``lr`` = 0.02, where the code has 8: one step with that
-leaves our CIFAR-10 net at 11 % on held-out samples of the other classes, and steps with 0.1 the digits' net at
-12 %; with 0.02 they keep 61 and 94 %. ``steps`` = 100 at most: digits took 18, CIFAR-10 5.
+leaves our CIFAR-10 net at 11 % on held-out samples of the other classes, and steps with 0.1 leave the digits'
+net at 12 %; with 0.02 they keep 61 and 94 %. ``steps`` = 100 at most: digits took 18, CIFAR-10 5.
 Targets: classes; a client and samples too, but what is to be reached for them is the retrained level, and
 20 % lies far below it: nothing here holds the model back. Needs forget data.
 """

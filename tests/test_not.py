@@ -51,9 +51,7 @@ def test_another_layer_can_be_named() -> None:
     case = trained(forget_classes="", forget_samples="0:40")
     outcome = strategies.get("not", layer="fc", rounds=1).unlearn(case.federation(), case.history)
     assert outcome.facts["layer"] == "fc"
-    with pytest.raises(
-        UnsupportedError, match="there is no layer 'fc1': they are features.0, features.2, fc"
-    ):
+    with pytest.raises(UnsupportedError, match=r"no layer 'fc1': they are features\.0, .*, fc, head"):
         strategies.get("not", layer="fc1").check(case.federation(), case.history)
 
 
