@@ -10,8 +10,10 @@ from typing import Any
 
 from strategies.contract import Strategy
 from strategies.errors import StrategyError
+from strategies.fedunlearn_pe import FedUnlearnPE
 from strategies.fine_tune import FineTune
 from strategies.fiun import Fiun, FiunDeep
+from strategies.fiun_paper import FiunPaper
 from strategies.mask import Mask
 from strategies.retrain import Retrain
 
@@ -21,8 +23,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
         Retrain,
         Fiun,
         FiunDeep,
+        FiunPaper,
         Mask,
         FineTune,
+        FedUnlearnPE,
     )
 }
 """Name to strategy, in the order of the tables: the yardstick, ours, then the others."""
