@@ -18,6 +18,8 @@ from strategies.fiun import Fiun, FiunDeep
 from strategies.gradient_ascent import GradientAscent
 from strategies.gradient_ascent_paper import GradientAscentPaper
 from strategies.incompetent_teacher import IncompetentTeacher
+from strategies.fedunlearn_pe import FedUnlearnPE
+from strategies.fiun_paper import FiunPaper
 from strategies.mask import Mask
 from strategies.measuring import measure_all as measure_all
 from strategies.not_ import Not
@@ -30,6 +32,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         Retrain,
         Fiun,
         FiunDeep,
+        FiunPaper,
         Mask,
         FineTune,
         FedEraser,
@@ -40,6 +43,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         Unsir,
         IncompetentTeacher,
         Distill,
+        FedUnlearnPE,
     )
 }
 """Name to strategy, in the order of the tables: the yardstick, ours, then the others."""

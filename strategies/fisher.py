@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_unlearn.evidence import retained
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
 from fl_unlearn.types import REST, StateDict
-from strategies.client import LARGE, Client
+from strategies.client import LARGE, Client, Part
 from strategies.contract import Federation, State
 from strategies.tasks import Answer, Setting, Settings, Tensors, task
 
@@ -17,15 +17,18 @@ from strategies.tasks import Answer, Setting, Settings, Tensors, task
 def fisher(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     """Fisher sums of one model over this client's training data.
 
-    Tensors: ``model``. Settings: those of `fl_unlearn.fisher.fisher_diagonal`, by kebab-case name, and
-    ``batch-size``. Answers with sums by group, float32, and ``count.<group>``, ``num-classes``. Groups are
-    the forgotten samples' labels, and `types.REST`: all that is kept.
+    Tensors: ``model``. Settings: those of `fl_unlearn.fisher.fisher_diagonal`, by kebab-case name,
+    ``batch-size``, and ``part``: the samples of that part are pooled under `types.REST`; "": all training
+    samples, the forgotten ones' labels being groups of their own, and all that is kept `types.REST`. Answers
+    with sums by group, float32, and ``count.<group>``, ``num-classes``.
     """
     s: dict[str, Any] = {name.replace("-", "_"): value for name, value in settings.items()}
-    model, size = client.model(tensors["model"]), s.pop("batch_size")
+    model, size, part = client.model(tensors["model"]), s.pop("batch_size"), s.pop("part")
     s |= {"head": s["head"] or None, "device": client.device}
     request = client.request
-    if request is not None and request.kind == "classes":
+    if part:
+        sums = fisher_diagonal(model, client.batches(part, size=size), keep_classes=[], **s)
+    elif request is not None and request.kind == "classes":
         named = not request.clients or client.name in request.clients
         own = request.classes if named else ()
         sums = fisher_diagonal(model, client.batches("train", size=size), keep_classes=own, **s)
@@ -48,6 +51,7 @@ def ask_fisher(
     *,
     kind: str,
     scope: str,
+    part: Part | None = None,
     clients: Sequence[str] | None = None,
     head: str | None = None,
     batch_size: int = LARGE,
@@ -60,16 +64,19 @@ def ask_fisher(
         state: The model.
         kind: One of `types.FISHER_KINDS`.
         scope: Which parameters; see `fl_unlearn.fisher.resolve_scope`.
+        part: Over which samples, all in the group `types.REST`; None: over all training samples, in one
+            group for each label of what a client has to forget, and `types.REST` for the others.
         clients: Whom to ask; None: all.
         head: Name of the head, where it is not the last ``nn.Linear``.
         batch_size: Samples a batch; decides the result of the kind "batch" only.
         others: More of `fl_unlearn.fisher.fisher_diagonal`, by kebab-case name.
 
     Returns:
-        Client name to sums: one group for each label of what it has to forget, and `types.REST`.
+        Client name to sums.
     """
     asked: dict[str, Setting] = {"kind": kind, "scope": scope, "head": head or "", "batch-size": batch_size}
-    answers = federation.ask("fisher", {"model": state}, {**asked, **(others or {})}, clients)
+    asked |= {"part": part or "", **(others or {})}
+    answers = federation.ask("fisher", {"model": state}, asked, clients)
     return {name: _sums(answer, kind, scope) for name, answer in answers.items()}
 
 
@@ -83,6 +90,6 @@ def _sums(answer: Answer, kind: str, scope: str) -> FisherSums:
     )
 
 
-def reference(sums: dict[str, FisherSums]) -> State:
-    """The reference Fisher: the mean over all that all clients keep."""
+def over_rest(sums: Mapping[str, FisherSums]) -> State:
+    """The clients' mean Fisher over `types.REST`."""
     return retained(sums.values()).mean([REST])

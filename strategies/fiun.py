@@ -35,7 +35,7 @@ from fl_unlearn.types import ClassScores, StateDict, UnlearnSettings, signature_
 from fl_unlearn.verify import score_candidates
 from strategies.client import Client
 from strategies.contract import Federation, Need, Outcome, State, Strategy, Target
-from strategies.fisher import ask_fisher, reference
+from strategies.fisher import ask_fisher, over_rest
 from strategies.history import History
 from strategies.tasks import Answer, Settings, Tensors, task
 
@@ -124,7 +124,7 @@ class _Request:
         """The merged forget Fisher against the reference in ``fishers``."""
         return build_update(
             self.merged,
-            reference(fishers),
+            over_rest(fishers),
             threshold=self.settings.thresholds[0],
             dampening=self.settings.dampenings[0],
             signature=signature_of(self.state),
