@@ -13,13 +13,13 @@ from strategies.distill import Distill
 from strategies.errors import StrategyError
 from strategies.federaser import FedEraser
 from strategies.fedquit import FedQuit
+from strategies.fedunlearn_pe import FedUnlearnPE
 from strategies.fine_tune import FineTune
 from strategies.fiun import Fiun, FiunDeep
+from strategies.fiun_paper import FiunPaper
 from strategies.gradient_ascent import GradientAscent
 from strategies.gradient_ascent_paper import GradientAscentPaper
 from strategies.incompetent_teacher import IncompetentTeacher
-from strategies.fedunlearn_pe import FedUnlearnPE
-from strategies.fiun_paper import FiunPaper
 from strategies.mask import Mask
 from strategies.measuring import measure_all as measure_all
 from strategies.not_ import Not

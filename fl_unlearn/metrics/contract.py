@@ -118,7 +118,7 @@ def combine(answers: Sequence[Mapping[str, Number] | str], keys: Iterable[str]) 
         Key to value; where no client gave one, the first client's reason.
     """
     given = list(dict.fromkeys(a for a in answers if isinstance(a, str)))
-    others = f" (and {len(given) - 1} other reasons, of other clients)" if len(given) > 1 else ""
+    others = " (other clients give other reasons)" if len(given) > 1 else ""
     reasons = given[0] + others if given else ""
     out = {}
     for key in keys:
