@@ -10,9 +10,9 @@ Algorithm, for the client i that is to be forgotten:
    the client's own last model w_i: ‖w − w_i‖² > ‖w_ref − w_i‖² + τ².
 3. A few rounds of FedAvg on retained data.
 
-Hyper-parameters, of the paper and the authors' notebook: ``lr`` 0.01, ``momentum`` 0.9, ``epochs`` 5, ``clip``
-5, ``radius`` a third, ``random_models`` 10. ``batch_size`` 32 instead of 128: of a class of digits no holder
-has so many to forget.
+Hyper-parameters, of the paper and the authors' notebook: ``lr`` 0.01, ``momentum`` 0.9, ``epochs`` 5,
+``clip`` 5, ``radius`` a third, ``random_models`` 10. ``batch_size`` 32 instead of 128: of a class of digits
+no holder has so many to forget.
 ``distance`` τ = 1 and ``rounds`` = 2, chosen by measuring on digits, with up to 20 epochs: with τ = 1.5 three
 rounds did not bring the net back after 40 samples were forgotten (15 % on held-out samples, 98 % before);
 with τ = 0.7 a client's backdoor kept half its success. The authors' notebook stops at ‖w − w_i‖² > 2.2, for
