@@ -38,7 +38,7 @@ class Cost:
         rounds: How often clients were asked something and waited for.
         bytes_down: Tensors sent to clients, in bytes.
         bytes_up: Tensors sent by clients, in bytes.
-        client_seconds: Computing time of all clients together.
+        client_seconds: Computing time of all clients together; on a CPU, processor time.
     """
 
     rounds: int = 0
