@@ -19,7 +19,13 @@ ORIGINAL, RETRAIN = "original", "retrain"
 """The model before forgetting, which is listed among the strategies; and the yardstick."""
 
 COST = (
-    Column("client-seconds", "client compute", "s", "low", "Computing time of all clients together; on a CPU, processor time."),
+    Column(
+        "client-seconds",
+        "client compute",
+        "s",
+        "low",
+        "Computing time of all clients; on a CPU, processor time.",
+    ),
     Column("bytes-down", "bytes down", "bytes", "low", "Tensors sent to clients."),
     Column("bytes-up", "bytes up", "bytes", "low", "Tensors sent by clients."),
     Column("rounds", "rounds", "", "low", "How often clients were asked and waited for."),
