@@ -77,12 +77,13 @@ class Distill(Strategy):
     targets: ClassVar[frozenset[Target]] = ALL_TARGETS
     needs: ClassVar[frozenset[Need]] = frozenset(("retained-data",))
 
-    rounds: int = 10
+    rounds: int = 6
+    lr: float = 0.05
     temperature: float = 2.0
     alpha: float = 0.8
 
     def __post_init__(self) -> None:
-        require(self, positive=("rounds", "temperature"))
+        require(self, positive=("rounds", "lr", "temperature"))
         if not 0 < self.alpha <= 1:
             raise StrategyError(f"distill: alpha must be above 0, at most 1, got {self.alpha!r}")
 
@@ -91,7 +92,12 @@ class Distill(Strategy):
         state, teacher = history.initial(), history.current()
         for number in range(1, self.rounds + 1):
             settings = train_settings(
-                history.training, "retained", number, temperature=self.temperature, alpha=self.alpha
+                history.training,
+                "retained",
+                number,
+                lr=self.lr,
+                temperature=self.temperature,
+                alpha=self.alpha,
             )
             answers = federation.ask("distill.train", {"model": state, "teacher": teacher}, settings)
             state = average({c: (a.tensors["model"], a.samples) for c, a in answers.items() if a.samples})

@@ -80,12 +80,13 @@ class FedQuit(Strategy):
     needs: ClassVar[frozenset[Need]] = frozenset(("forget-data", "retained-data"))
 
     virtual: Virtual = "logits"
-    lr: float = 1e-4
-    epochs: int = 20
+    lr: float = 1e-3
+    epochs: int = 10
     recovery: int = 2
+    recovery_lr: float = 0.03
 
     def __post_init__(self) -> None:
-        require(self, positive=("lr", "epochs", "recovery"), virtual=get_args(Virtual))
+        require(self, positive=("lr", "epochs", "recovery", "recovery_lr"), virtual=get_args(Virtual))
 
     def unlearn(self, federation: Federation, history: History) -> Outcome:
         """Forget at the holders, then recover with everybody."""
@@ -102,5 +103,13 @@ class FedQuit(Strategy):
             "fedquit.forget", {"model": history.current()}, settings, holders(federation)
         )
         state = average({c: (a.tensors["model"], a.samples) for c, a in answers.items()})
-        state = fedavg(federation, state, history.training, rounds=self.recovery, first=first + 1)
+        state = fedavg(
+            federation,
+            state,
+            history.training,
+            rounds=self.recovery,
+            first=first + 1,
+            lr=self.recovery_lr,
+            epochs=1,
+        )
         return Outcome(state, facts={"rounds": 1 + self.recovery})

@@ -83,7 +83,7 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
         order = spread(order, torch.arange(count, len(x)), seed)
     model = client.model(tensors["model"])
     batches = batches_of(TensorDataset(x[order], y[order]), size=s["batch-size"])
-    loss = fit(model, batches, torch.optim.Adam(model.parameters(), lr=s["lr"]))
+    loss = fit(model, batches, torch.optim.Adam(model.parameters(), lr=s["lr"]), epochs=s["epochs"])
     return Answer(count, {"model": state_of(model)}, {"loss": loss})
 
 
@@ -112,9 +112,9 @@ class Impairing:
     noise_steps: int = 40
     noise_lr: float = 0.1
     noise_penalty: float = 0.1
-    noise_share: float = 0.64
-    impair_lr: float = 0.005
-    repair_lr: float = 0.002
+    noise_share: float = 0.2
+    impair_lr: float = 0.01
+    repair_lr: float = 0.005
     curriculum: bool = False
 
     def impair(self, federation: Federation, history: History) -> State:
@@ -154,6 +154,7 @@ class Impairing:
             tensors["original"] = history.current()
         settings = {
             "share": self.noise_share,
+            "epochs": history.training.epochs,
             "lr": lr,
             "batch-size": history.training.batch_size,
             "seed": history.training.seed,

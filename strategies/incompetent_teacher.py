@@ -87,7 +87,7 @@ def distil(client: Client, tensors: Tensors, settings: Settings) -> Answer:
 
     batches = batches_of(TensorDataset(x[order], kind[order]), size=s["batch-size"])
     optimizer = torch.optim.Adam(student.parameters(), lr=s["lr"])
-    value = fit(student, batches, optimizer, loss=loss)
+    value = fit(student, batches, optimizer, epochs=s["epochs"], loss=loss)
     return Answer(sum(counts), {"model": state_of(student)}, {"loss": value})
 
 
@@ -105,8 +105,8 @@ class IncompetentTeacher(Impairing, Strategy):
     needs: ClassVar[frozenset[Need]] = frozenset(("forget-data", "retained-data"))
 
     curriculum: bool = True
-    teacher: Teacher = "impaired"
-    lr: float = 1e-4
+    teacher: Teacher = "repaired"
+    lr: float = 0.003
     rounds: int = 1
 
     def __post_init__(self) -> None:
@@ -125,6 +125,7 @@ class IncompetentTeacher(Impairing, Strategy):
         state, first = original, history.rounds[-1] + 3
         for number in range(first, first + self.rounds):
             settings = {
+                "epochs": history.training.epochs,
                 "lr": self.lr,
                 "curriculum": self.curriculum,
                 "batch-size": history.training.batch_size,
