@@ -107,16 +107,25 @@ def _worst(bench: Bench, outcome: Outcome) -> dict[str, float]:
     forget, drop = [], []
     for number in earlier_rounds(bench.history):
         before = bench.history.global_model(number)
-        scores = [
-            measure_all(bench.federation, state, before, ["accuracy"], 0)
-            for state in (before, outcome.change(before))
-        ]
-        (was, now) = (s["held-retain-accuracy"].value for s in scores)
-        left = scores[1]["held-forget-accuracy"].value
+        after = outcome.change(before)
+        scores = measure_all(bench.federation, after, before, ["accuracy"], 0)
+        was, now = _retained_before(bench, number, before), scores["held-retain-accuracy"].value
+        left = scores["held-forget-accuracy"].value
         drop += [was - now] if was is not None and now is not None else []
         forget += [left] if left is not None else []
     found = zip(CHECKPOINT, (forget, drop), strict=True)
     return {column.key: max(values) for column, values in found if values}
+
+
+def _retained_before(bench: Bench, number: int, model: State) -> float | None:
+    """Accuracy of an earlier global model on held-out samples of the rest; measured once for all strategies."""
+    path = bench.folder / "checkpoints.json"
+    known: dict[str, float | None] = _read(path)
+    if str(number) not in known:
+        scores = measure_all(bench.federation, model, model, ["accuracy"], 0)
+        known[str(number)] = scores["held-retain-accuracy"].value
+        _write(path, known)
+    return known[str(number)]
 
 
 def earlier_rounds(history: History) -> list[int]:
