@@ -118,7 +118,7 @@ def _worst(bench: Bench, outcome: Outcome) -> dict[str, float]:
 
 
 def _retained_before(bench: Bench, number: int, model: State) -> float | None:
-    """Accuracy of an earlier global model on held-out samples of the rest; measured once for all strategies."""
+    """Accuracy of an earlier global model on held-out samples of the rest; measured once for all."""
     path = bench.folder / "checkpoints.json"
     known: dict[str, float | None] = _read(path)
     if str(number) not in known:
