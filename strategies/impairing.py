@@ -64,7 +64,8 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
 
     Tensors: ``model``; ``noise``: ``inputs`` and ``labels``; ``original``: by whose confidence the retained
     samples are ordered, without it they are shuffled. Settings: ``share`` (noise a class, as a share of
-    the retained samples), ``epochs``, ``lr``, ``batch-size``, ``seed``, ``round``. Answers with the trained ``model``.
+    the retained samples), ``epochs``, ``lr``, ``batch-size``, ``seed``, ``round``.
+    Answers with the trained ``model``.
     """
     s: Any = settings
     count = client.count("retained")

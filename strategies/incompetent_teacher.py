@@ -12,13 +12,13 @@ the noise of the forgotten classes (``"impaired"``), also repaired afterwards (`
 the outcome says which it was. With ``curriculum``, the retained samples come, in every step, in the order of
 the original model's confidence, most confident first, with the others spread among them.
 
-Hyper-parameters: ``teacher`` = "repaired"; ``curriculum``; ``lr`` = 0.003 of Adam; ``rounds`` = 1, with as many
-local epochs as in training; those of `strategies.impairing.Impairing`. The paper has Adam at 1e-4, one epoch,
-and takes 30 % of the retained samples; here all are taken. On digits nothing is forgotten at 1e-4; at 0.003
-more rounds bring some of the class back. Before its repair an impaired model still answers with the class,
-for that is its noise's label, and so does its student: on digits 14 % of the class is left, of the repaired
-one's none. A client or samples are forgotten weakly: the mean with those who have nothing to forget dilutes
-what the one client learns.
+Hyper-parameters: ``teacher`` = "repaired"; ``curriculum``; ``lr`` = 0.003 of Adam; ``rounds`` = 1, with as
+many local epochs as in training; those of `strategies.impairing.Impairing`. The paper has Adam at 1e-4, one
+epoch, and takes 30 % of the retained samples; here all are taken. On digits nothing is forgotten at 1e-4; at
+0.003 more rounds bring some of the class back. Taught by an impaired model that was not repaired, the student
+keeps more of the class (14 % against 0 on digits, 2.7 against 1.5 on CIFAR-10), and no more of the others. A
+client or samples are forgotten weakly: the mean with those who have nothing to forget dilutes what the one
+client learns.
 
 Targets: classes, a client, samples. Needs forget data and retained data.
 """
