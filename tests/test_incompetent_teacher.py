@@ -46,7 +46,7 @@ def test_a_student_starts_with_nothing_to_learn_of_what_it_keeps() -> None:
 
 @pytest.mark.parametrize(
     ("teacher", "left"),
-    [("repaired", 0.3), ("random", 0.3), ("impaired", 0.7)],  # unrepaired, it still answers with the class
+    [("repaired", 0.3), ("random", 0.3), ("impaired", 0.7)],
 )
 def test_the_class_is_forgotten_with_each_teacher(teacher: str, left: float) -> None:
     case = trained()
