@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
+<<<<<<< HEAD
 .PHONY: help demo test test-fast check wheel each-class reference-share deeper compare ulira
+=======
+.PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper
+>>>>>>> 61d29a3a9db83db40e1279b94c73934b8f6814ab
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
@@ -56,6 +60,9 @@ each-class: $(VENV)/.sim  ## digits: forget each of the ten classes in turn, and
 
 reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes from a part of its samples
 	$(BIN)/python -m simulations.figures.reference_share $(ARGS)
+
+client-targets: $(VENV)/.sim  ## digits: what a Fisher update does for a client's data and for single samples (tables)
+	$(BIN)/python -m simulations.figures.client_targets $(ARGS)
 
 deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retraining (ARGS="--data FOLDER"; hours)
 	$(BIN)/python -m simulations.figures.deeper --out outputs/deeper $(ARGS)

@@ -1,43 +1,53 @@
-"""``fiun`` and ``fiun-deep``: what the plug-in for Flower does, with the same arithmetic.
+"""``fiun`` and ``fiun-deep``: what the plug-in for Flower does, with the same arithmetic; and more targets.
 
 Clients sum diagonal Fishers of the current global model, of what is to be forgotten and of what is kept. The
 server merges the forget Fishers (MFIM), and builds one FIUn update with many thresholds t and dampenings
 lambda: wherever F_forget > t F_reference, theta <- theta min(1, lambda F_reference / F_forget). Clients score
-them all; the one that forgets at the least cost of retained accuracy is applied to every affected
-checkpoint, or nothing is changed. ``fiun-deep`` first erases the classes in the last hidden layer.
+them all. For classes, the one that forgets at the least cost of retained accuracy is applied to every
+affected checkpoint, or nothing is changed. ``fiun-deep`` first erases the classes in the last hidden layer.
 
-Hyper-parameters: ``preset`` = "fast" (``fiun``) or "deep" (``fiun-deep``), or ``settings``, any
-`UnlearnSettings` (those of the network and of Flower play no part). They are ours and measured (README); the
-paper's are those of ``fiun-paper``. Targets: classes. Needs the forget data and the retained data.
+A client's data, or single samples, is not to become unknown but to be as if it had not been trained on, and
+how well a model does that never saw it cannot be known without training one. What was found to come nearest
+(`simulations.figures.client_targets`): the Fisher of all layers (of the head alone it leaves a backdoor in
+place), the forget set's as one mean (merged label by label it damages everything), and of all candidates that
+cost held-out samples at most ``max_retain_drop`` the one with the lowest accuracy on the forget set. It is
+taken if that accuracy is then at most what clients measure on held-out samples of like labels, plus
+``forget_tolerance``; else nothing is changed: the data is so like everybody's that its Fisher singles out
+nothing, and whatever takes it away takes as much of the rest.
+
+Hyper-parameters: ``preset`` = "fast" (``fiun``) or "deep" (``fiun-deep``); for clients and samples `DATA`.
+``settings``, any `UnlearnSettings`, takes the place of either; those of the network play no part. All are
+ours and measured; the paper's are those of ``fiun-paper``. Targets: classes; ``fiun`` also a client, samples.
+Needs the forget data and the retained data; for clients and samples, held-out samples at the clients.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from fl_unlearn import evidence
-from fl_unlearn.batches import sample, take_rows, to_device, unpack
-from fl_unlearn.calibration import Candidate, Tally, choose, explain_refusal, judge, sum_scores
+from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, measured, sum_scores
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
-from fl_unlearn.erase_layers import Hidden, Statistics, find_layers
 from fl_unlearn.erasing import erased, find_erasures
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.layer_stats import LayerSums, layer_sums
 from fl_unlearn.merge import merge
-from fl_unlearn.types import ClassScores, StateDict, UnlearnSettings, signature_of
-from fl_unlearn.verify import score_candidates
-from strategies.client import Client
-from strategies.contract import Federation, Need, Outcome, State, Strategy, Target
+from fl_unlearn.types import ClassScores, NotEnoughAnswersError, StateDict, UnlearnSettings, signature_of
+from strategies.contract import ALL_TARGETS, Federation, Need, Outcome, State, Strategy, Target, holders
 from strategies.fisher import ask_fisher, over_rest
+from strategies.fiun_tasks import ask_layer, ask_scores
 from strategies.history import History
-from strategies.tasks import Answer, Settings, Tensors, task
+
+DATA: Mapping[str, Any] = {
+    "fisher_scope": "all",
+    "merge_rule": "mean",
+    "candidates": (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0),
+    "dampenings": (1.0, 0.1),
+    "max_retain_drop": 0.01,
+}
+"""What differs from the default settings where a client or samples are to be forgotten."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +56,41 @@ class Fiun(Strategy):
 
     name: ClassVar[str] = "fiun"
     paper: ClassVar[str] = "ours, after Liu et al. 2024, arXiv 2408.08493"
-    targets: ClassVar[frozenset[Target]] = frozenset(("classes",))
+    targets: ClassVar[frozenset[Target]] = ALL_TARGETS
     needs: ClassVar[frozenset[Need]] = frozenset(("forget-data", "retained-data"))
 
     preset: str = "fast"
     settings: UnlearnSettings | None = None
 
     def __post_init__(self) -> None:
-        self._settings()
+        UnlearnSettings.preset(self.preset)
 
-    def _settings(self) -> UnlearnSettings:
-        return self.settings or UnlearnSettings.preset(self.preset)
+    def problem(self, federation: Federation, history: History) -> str | None:
+        """Only classes can be erased; the forget set of others is compared with held-out samples."""
+        why = super().problem(federation, history)
+        if why is not None or federation.request.kind == "classes":
+            return why
+        if self.settings is not None and self.settings.erases:
+            return "only classes can be erased in hidden layers; use erase='none'"
+        if not any(counts["held-out"] for counts in federation.clients.values()):
+            return "it needs held-out samples, which tell what is not trained on, and no client has any"
+        return None
 
     def unlearn(self, federation: Federation, history: History) -> Outcome:
         """Find the update, and apply it; where no candidate passes, change nothing."""
-        work = _Request(federation, history, self._settings())
+        if federation.request.kind == "classes":
+            settings = self.settings or UnlearnSettings.preset(self.preset)
+            work = _Classes(federation, history, settings)
+        else:
+            work = _Data(federation, history, self.settings or UnlearnSettings(**DATA))
         base = work.base()
         chosen = work.calibrate(base)
         if isinstance(chosen, str):
             return Outcome(work.state, facts=work.facts, refused=chosen)
         update = base.variant(chosen.threshold, chosen.dampening)
+        if update.empty:
+            why = f"the chosen update (t = {chosen.threshold:g}) changes no value"
+            return Outcome(work.state, facts=work.facts, refused=why)
         work.note(chosen, update)
 
         def change(state: StateDict) -> State:
@@ -82,33 +107,32 @@ class FiunDeep(Fiun):
     """The classes are erased in the last hidden layer before."""
 
     name: ClassVar[str] = "fiun-deep"
+    targets: ClassVar[frozenset[Target]] = frozenset(("classes",))
 
     preset: str = "deep"
 
 
-class _Request:
-    """One request as it is served: the phases of `fl_unlearn.flower.session`, up to the commit."""
+class _Classes:
+    """A request for classes as it is served: the phases of `fl_unlearn.flower.session`, up to the commit."""
 
     def __init__(self, federation: Federation, history: History, settings: UnlearnSettings) -> None:
         self.federation, self.request, self.store = federation, federation.request, history.store
         self.state, self.facts = history.current(), dict[str, str | int | float]()
         self.settings = replace(settings, head=settings.head or history.head)
         self.merged: State = {}
-        self.holders: Mapping[str, int] = {}
-        self.affected: tuple[str, ...] = ()
+        self.counts: dict[str, Mapping[int, int]] = {}
+        self.held: Mapping[str, int] = {}
 
     def base(self) -> DampeningUpdate:
         """The update of which all candidates are variants."""
         erasures = {}
         if self.settings.erases:
-            erasures = find_erasures(self._ask_layer, self.request, self.settings, self.store, self.state)
+            ask = partial(ask_layer, self.federation, settings=self.settings)
+            erasures = find_erasures(ask, self.request, self.settings, self.store, self.state)
         fishers = self.fisher(erased(self.state, erasures))
-        counts = {client: sums.counts for client, sums in fishers.items()}
+        self.counts = {client: sums.counts for client, sums in fishers.items()}
         known = next(iter(fishers.values())).num_classes
-        self.holders = evidence.holders(self.request, self.store, counts, known)
-        _, self.affected = evidence.lineage(
-            self.request, self.store, fishers, self.holders, all_affected=self.settings.all_affected
-        )
+        self.held = evidence.holders(self.request, self.store, self.counts, known)
         self.merged = merge(evidence.parts(fishers), self.settings.merge_rule)
         return self.build(fishers, erasures)
 
@@ -135,15 +159,14 @@ class _Request:
         """The candidate that the clients' scores favour, or why none may be taken."""
         s, states = self.settings, [self.state]
         if s.reference == "shared":
-            most = s.calibration_models - 1
-            states += evidence.earlier_models(self.store, self.affected, list(self.holders), most)
-        candidates = judge(self._ask_scores(states, base), s)
+            _, affected = evidence.lineage(
+                self.request, self.store, self.counts, self.held, all_affected=s.all_affected
+            )
+            states += evidence.earlier_models(self.store, affected, self.held, s.calibration_models - 1)
+        scores = ask_scores(self.federation, states, base, s, ["held-out+train"])["held-out+train"]
+        candidates = judge(sum_scores(scores, self.request), s)
         chosen = candidates[0] if s.force else choose(candidates)
-        if chosen is None:
-            return explain_refusal(candidates, s)
-        if base.variant(chosen.threshold, chosen.dampening).empty:
-            return f"the chosen update (t = {chosen.threshold:g}) changes no value"
-        return chosen
+        return explain_refusal(candidates, s) if chosen is None else chosen
 
     def note(self, chosen: Candidate, update: DampeningUpdate) -> None:
         """What a reader of the result should know."""
@@ -158,111 +181,74 @@ class _Request:
         if update.erasures:
             self.facts["erased"] = ", ".join(update.erasures)
 
-    def _ask_scores(self, states: Sequence[StateDict], base: DampeningUpdate) -> list[list[Tally]]:
-        grid = self.settings.grid
-        answers = self.federation.ask(
-            "fiun.scores",
-            {**{f"model.{i}": s for i, s in enumerate(states)}, "update": base.to_tensors()},
-            {
-                "header": base.header(),
-                "thresholds": [t for t, _ in grid],
-                "dampenings": [lam for _, lam in grid],
-                "samples": self.settings.calibration_samples,
-                "head": self.settings.head or "",
-            },
-        )
-        scores = {name: _read_scores(answer.tensors["scores"]) for name, answer in answers.items()}
-        return sum_scores(scores, self.request)
 
-    def _ask_layer(self, states: Sequence[StateDict], position: int) -> dict[str, Statistics]:
-        s = self.settings
-        answers = self.federation.ask(
-            "fiun.statistics",
-            {f"model.{i}": state for i, state in enumerate(states)},
-            {"erase": s.erase, "head": s.head or "", "position": position},
-        )
-        return {name: _read_statistics(answer) for name, answer in answers.items()}
+class _Data(_Classes):
+    """A request for a client or samples."""
+
+    def calibrate(self, base: DampeningUpdate) -> Candidate | str:
+        """The candidate that takes most of the forget set at no more than the accepted cost, or why not."""
+        groups = ask_scores(self.federation, [self.state], base, self.settings, ["forget", "held-out"])
+        forget, held = (_added([rows[0] for rows in groups[g].values()]) for g in ("forget", "held-out"))
+        self.facts["holders"] = len(holders(self.federation))
+        self.facts["like-labels-accuracy-of-clients"] = like = like_labels(forget[0], held[0])
+        return choose_for_data(forget, held, like, self.settings)
 
 
-# --------------------------------------------------------------------------- at the clients
-@task("fiun.scores")
-def scores(client: Client, tensors: Tensors, settings: Settings) -> Answer:
-    """Scores of models, as they are and under each candidate, on local data; held-out samples come first.
+def _added(answers: Sequence[Sequence[ClassScores]]) -> list[ClassScores]:
+    return [sum(own[1:], own[0]) for own in zip(*answers, strict=True)]
 
-    Tensors: ``model.0``..., ``update``. Settings: ``header``, ``thresholds``, ``dampenings``, ``samples``,
-    ``head``. Answers with ``labels`` (L,) and ``values`` (models, 1 + candidates, 3, L): correct, total,
-    loss.
+
+def like_labels(forget: ClassScores, held: ClassScores) -> float:
+    """Accuracy on held-out samples with the labels, in the shares, of the forget set.
+
+    Raises:
+        NotEnoughAnswersError: If there is no held-out sample of any of these labels.
     """
-    s: Any = settings
-    assert client.request is not None
-    base = DampeningUpdate.from_tensors(s["header"], tensors["update"])
-    grid = zip(s["thresholds"], s["dampenings"], strict=True)
-    candidates = [None, *(base.variant(t, lam) for t, lam in grid)]
-    data = sample(
-        chain(client.batches("held-out"), client.batches("train")), client.request.classes, s["samples"]
-    )
-    rows = []
-    for i in range(sum(name.startswith("model.") for name in tensors)):
-        model = client.model(tensors[f"model.{i}"])
-        rows.append(score_candidates(model, data, candidates, device=client.device, head=s["head"] or None))
-    labels = sorted({c for row in rows for one in row for c in one.total})
-    values = [
-        [[[float(of.get(c, 0)) for c in labels] for of in (one.correct, one.total, one.loss)] for one in row]
-        for row in rows
-    ]
-    found = {"labels": torch.tensor(labels), "values": torch.tensor(values, dtype=torch.float64)}
-    return Answer(sum(len(y) for _, y in data), {"scores": found})
-
-
-def _read_scores(found: StateDict) -> list[list[ClassScores]]:
-    labels: list[int] = found["labels"].tolist()
-
-    def one(values: Tensor) -> ClassScores:
-        correct, total, loss = values.tolist()
-        seen = [(i, c) for i, c in enumerate(labels) if total[i]]
-        return ClassScores(
-            {c: int(correct[i]) for i, c in seen},
-            {c: int(total[i]) for i, c in seen},
-            {c: loss[i] for i, c in seen},
+    labels = [c for c in forget.total if c in held.total]
+    if not labels:
+        raise NotEnoughAnswersError(
+            f"no client has held-out samples of the forget set's labels {sorted(forget.total)}, which tell "
+            "what is not trained on; nothing was changed"
         )
-
-    return [[one(values) for values in row] for row in found["values"]]
-
-
-@task("fiun.statistics")
-def statistics(client: Client, tensors: Tensors, settings: Settings) -> Answer:
-    """Sums of one hidden layer's outputs in each model, over local training data.
-
-    Tensors: ``model.0``... Settings: ``erase``, ``head``, ``position``. Answers with the sums of each model
-    by number, ``count.<model>.<group>``, and the ``layers`` that can be erased in, as JSON.
-    """
-    s: Any = settings
-    request, models = client.request, [tensors[f"model.{i}"] for i in range(len(tensors))]
-    if not client.count("train") or request is None:
-        return Answer(0)
-    own = request.classes if not request.clients or client.name in request.clients else ()
-    first = unpack(next(iter(client.batches("train"))))[0]
-    rows = to_device(take_rows(first, slice(2)), client.device)
-    layers = find_layers(client.model(models[0]), rows, s["erase"], head=s["head"] or None)
-    at = layers[s["position"]].layer
-    sums = [
-        layer_sums(client.model(m), client.batches("train"), [at], own, device=client.device)[at]
-        for m in models
-    ]
-    return Answer(
-        client.count("train"),
-        {str(i): one.to_tensors() for i, one in enumerate(sums)},
-        {f"count.{i}.{g}": float(n) for i, one in enumerate(sums) for g, n in one.counts.items()},
-        {"layers": json.dumps([asdict(h) for h in layers])},
+    return sum(forget.total[c] * held.correct[c] / held.total[c] for c in labels) / sum(
+        forget.total[c] for c in labels
     )
 
 
-def _read_statistics(answer: Answer) -> Statistics:
-    if not answer.samples:
-        return Statistics()
-    sums = []
-    for i in range(len(answer.tensors)):
-        own = {k.rpartition(".")[2]: n for k, n in answer.numbers.items() if k.startswith(f"count.{i}.")}
-        counts = {int(g): int(n) for g, n in own.items()}
-        sums.append(LayerSums.from_tensors(counts, answer.tensors[str(i)]))
-    return Statistics(tuple(Hidden(**h) for h in json.loads(answer.notes["layers"])), tuple(sums))
+def choose_for_data(
+    forget: Sequence[ClassScores], held: Sequence[ClassScores], like: float, settings: UnlearnSettings
+) -> Candidate | str:
+    """The candidate for a client's data or samples, or why there is none.
+
+    Args:
+        forget: Scores on the forget set: of the model as it is, then of each candidate.
+        held: The same on held-out samples.
+        like: Accuracy of the model as it is on held-out samples with the forget set's labels.
+        settings: The candidates, and what is accepted.
+    """
+    before = measured(held[0], "held-out")
+    candidates = []
+    for (t, lam), own, other in zip(settings.grid, forget[1:], held[1:], strict=True):
+        accuracy, kept = measured(own, "forgotten"), measured(other, "held-out")
+        drop = before - kept
+        fine = accuracy <= like + settings.forget_tolerance
+        passed = fine and drop <= settings.max_retain_drop
+        candidates.append(
+            Candidate(t, lam, accuracy, kept, drop, accuracy, drop, max(drop, 0.0), passed, fine)
+        )
+    if settings.force:
+        return candidates[0]
+    free = [c for c in candidates if c.retain_drop <= settings.max_retain_drop]
+    known = measured(forget[0], "forgotten")
+    best = min(free, key=lambda c: (c.forget_accuracy, c.cost, -c.dampening, c.threshold), default=None)
+    if best is not None and best.passed and best.forget_accuracy < known:
+        return best
+    reached = "no candidate is left"
+    if best is not None:
+        reached = f"the candidate that takes most leaves {best.forget_accuracy:.1%}"
+    return (
+        f"clients measure {known:.1%} on what is to be forgotten, and {like:.1%} on held-out samples of like "
+        f"labels; where at most {100 * settings.max_retain_drop:.1f} points may be lost on held-out samples, "
+        f"{reached}. Nothing was changed: this data is too like what is kept for its Fisher to tell them "
+        "apart; fine-tune or retrain without it"
+    )

@@ -17,7 +17,11 @@ import strategies
 from fl_unlearn.flower import attach, forget
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, SettingsError, UnlearnSettings
+from fl_unlearn.types import ClassScores, ForgetRequest, NotEnoughAnswersError, SettingsError, UnlearnSettings
+from simulations.compare.local import LocalFederation
+from strategies.client import Client
+from strategies.errors import UnsupportedError
+from strategies.fiun import DATA, choose_for_data, like_labels
 
 
 def plugged_in(case: Case, folder: Path, settings: UnlearnSettings) -> ForgetResult:
@@ -110,3 +114,88 @@ def test_an_update_that_changes_nothing_is_refused() -> None:
 def test_a_preset_that_is_not_known_is_an_error_at_once() -> None:
     with pytest.raises(SettingsError, match="preset must be one of fast, deep"):
         strategies.get("fiun", preset="slow")
+
+
+# --------------------------------------------------------------------------- clients and samples
+def scores(correct: int, loss: float = 0.0) -> ClassScores:
+    return ClassScores({0: correct}, {0: 100}, {0: loss})
+
+
+GRID = UnlearnSettings(candidates=(1.0, 2.0, 3.0), dampenings=(1.0,), max_retain_drop=0.015)
+
+
+def chosen(forget: list[int], held: list[int], like: float = 0.9) -> Any:
+    return choose_for_data([scores(c) for c in forget], [scores(c) for c in held], like, GRID)
+
+
+def test_what_takes_most_at_no_more_than_the_accepted_cost_is_chosen() -> None:
+    assert chosen([100, 20, 60, 80], [90, 70, 89, 90]).threshold == 2.0
+    assert chosen([100, 20, 60, 60], [90, 70, 89, 90]).threshold == 3.0, "as much for less"
+    assert chosen([100, 91, 95, 99], [90, 90, 90, 90]).threshold == 1.0
+
+
+def test_what_leaves_more_than_is_known_of_unseen_samples_is_refused() -> None:
+    why = chosen([100, 20, 92, 95], [90, 70, 90, 90])
+    assert why.startswith("clients measure 100.0% on what is to be forgotten, and 90.0% on held-out samples")
+    assert "the candidate that takes most leaves 92.0%" in why
+    assert "no candidate is left" in chosen([100, 20, 30, 40], [90, 70, 70, 70])
+    assert "takes most leaves 80.0%" in chosen([80, 80, 80, 80], [90, 90, 90, 90]), "nothing was taken away"
+
+
+def test_a_forced_threshold_is_taken_whatever_it_costs() -> None:
+    settings = UnlearnSettings(threshold=2.0, force=True)
+    got = choose_for_data([scores(100), scores(99)], [scores(90), scores(10)], 0.5, settings)
+    assert (got.threshold, got.passed) == (2.0, False)
+
+
+def test_like_labels_weighs_the_held_out_samples_by_the_forget_set() -> None:
+    forget = ClassScores({0: 5, 1: 5, 2: 5}, {0: 30, 1: 10, 2: 60}, {0: 0, 1: 0, 2: 0})
+    held = ClassScores({0: 1, 1: 4, 3: 0}, {0: 2, 1: 4, 3: 9}, {0: 0, 1: 0, 3: 0})
+    assert like_labels(forget, held) == pytest.approx((30 * 0.5 + 10 * 1.0) / 40)
+    with pytest.raises(
+        NotEnoughAnswersError, match=r"held-out samples of the forget set's labels \[0, 1, 2\]"
+    ):
+        like_labels(forget, ClassScores({3: 0}, {3: 9}, {3: 0.0}))
+
+
+def test_a_clients_backdoor_is_removed_and_the_rest_kept() -> None:
+    """In the model, and in an earlier one by the same update."""
+    case = trained("digits-client")
+    federation = case.federation()
+    outcome = strategies.get("fiun").unlearn(federation, case.history)
+    assert not outcome.refused
+    assert federation.cost.rounds == 2
+    assert outcome.change is not None
+    early = case.history.global_model(3)
+    for before, after in ((case.history.current(), outcome.state), (early, outcome.change(early))):
+        assert case.accuracy(before, "triggered") > 0.6
+        assert case.accuracy(after, "triggered") < 0.1
+        assert case.accuracy(after, "held-out") > case.accuracy(before, "held-out") - 0.03
+    again = strategies.get("fiun").unlearn(case.federation(), case.history)
+    assert again.facts["digest"] == outcome.facts["digest"]
+
+
+def test_where_the_fisher_singles_out_nothing_it_is_refused() -> None:
+    """A client like the others, and thresholds far above 1."""
+    case = trained("digits-client", alpha=100.0, backdoor_client="")
+    settings = UnlearnSettings(**{**DATA, "candidates": (1000.0,)})
+    outcome = strategies.get("fiun", settings=settings).unlearn(case.federation(), case.history)
+    assert "too like what is kept for its Fisher to tell them apart" in outcome.refused
+    assert outcome.change is None
+    for name, tensor in case.history.current().items():
+        torch.testing.assert_close(outcome.state[name], tensor, rtol=0, atol=0)
+
+
+def test_a_clients_data_cannot_be_erased_nor_judged_without_held_out_samples() -> None:
+    case = trained("digits-client")
+    with pytest.raises(UnsupportedError, match="fiun-deep: it cannot forget a client, only classes"):
+        strategies.get("fiun-deep").check(case.federation(), case.history)
+    deep = strategies.get("fiun", settings=UnlearnSettings.preset("deep"))
+    with pytest.raises(UnsupportedError, match="fiun: only classes can be erased"):
+        deep.check(case.federation(), case.history)
+    bare = [
+        Client(c.name, c.index, lambda: c.fresh(0), c.dataset("train"), [], c.request)  # noqa: B023
+        for c in case.clients
+    ]
+    with pytest.raises(UnsupportedError, match="fiun: it needs held-out samples"):
+        strategies.get("fiun").check(LocalFederation(bare, bare[0].request), case.history)
