@@ -4,11 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-<<<<<<< HEAD
-.PHONY: help demo test test-fast check wheel each-class reference-share deeper compare ulira
-=======
-.PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper
->>>>>>> 61d29a3a9db83db40e1279b94c73934b8f6814ab
+.PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper compare ulira
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
