@@ -39,7 +39,7 @@ def take_up(
     With other settings than then it begins anew, unless it was decided already.
 
     Raises:
-        RequestError: If no update can serve a request of this kind.
+        RequestError: If the plug-in cannot serve a request of this kind.
         SettingsError: If the settings name a metric that there is not.
     """
     check_kind(request)
@@ -57,16 +57,19 @@ def take_up(
     return row
 
 
+_NAMED = {"client": "whole clients", "samples": "single samples"}
+
+
 def check_kind(request: ForgetRequest) -> None:
-    """Check that an update can serve this kind of request.
+    """Check that the plug-in can serve this kind of request.
 
     Raises:
         RequestError: If it cannot.
     """
     if request.kind != "classes":
         raise RequestError(
-            f"a request for {request.kind} cannot be served by one update; name classes, or retrain without "
-            "the data"
+            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the classes "
+            "to forget of them, or retrain without the data"
         )
 
 

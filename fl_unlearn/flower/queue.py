@@ -43,7 +43,7 @@ class Queue:
         """Add a request.
 
         Raises:
-            RequestError: If no update can serve such a request, or ``after_round`` is below 0.
+            RequestError: If the plug-in cannot serve such a request, or ``after_round`` is below 0.
         """
         check_kind(request)
         if after_round is not None and after_round < 0:

@@ -1,0 +1,77 @@
+"""What a request may name, and which of a client's samples it is about."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fl_unlearn import ForgetRequest
+from fl_unlearn.flower.progress import check_kind
+from fl_unlearn.forget_set import forget_mask
+from fl_unlearn.types import RequestError
+
+LABELS = torch.tensor([3, 0, 3, 1])
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind", "of_a", "of_b"),
+    [
+        (ForgetRequest((3,)), "classes", [0, 2], [0, 2]),
+        (ForgetRequest((3, 1)), "classes", [0, 2, 3], [0, 2, 3]),
+        (ForgetRequest((3,), ("a",)), "classes", [0, 2], []),
+        (ForgetRequest(clients=("a",)), "client", [0, 1, 2, 3], []),
+        (ForgetRequest(samples={"a": (3, 0, 3)}), "samples", [0, 3], []),
+    ],
+)
+def test_kinds_and_what_they_name(request_, kind, of_a, of_b) -> None:
+    assert request_.kind == kind
+    for client, rows in (("a", of_a), ("b", of_b)):
+        mask = forget_mask(request_, client, LABELS)
+        assert mask.dtype == torch.bool
+        assert mask.shape == LABELS.shape
+        assert mask.nonzero().squeeze(1).tolist() == rows
+        assert forget_mask(request_, client, LABELS[:0]).tolist() == [] or request_.samples
+    assert ForgetRequest.from_json(json.loads(json.dumps(request_.to_json()))) == request_
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "at least one class, client or sample"),
+        ({"classes": (1,), "samples": {"a": (0,)}}, "samples go with neither classes nor clients"),
+        ({"clients": ("a",), "samples": {"a": (0,)}}, "samples go with neither classes nor clients"),
+        ({"samples": {"a": ()}}, "no sample of client 'a' is named"),
+        ({"samples": {"a": (-1,)}}, "a sample's position is a whole number from 0 up, got -1"),
+        ({"samples": {"a": (True,)}}, "a sample's position is a whole number from 0 up, got True"),
+        ({"classes": (1.5,)}, "a class is a whole number from 0 up, got 1.5"),
+    ],
+)
+def test_a_senseless_request_is_an_error(arguments, said) -> None:
+    with pytest.raises(RequestError, match=said):
+        ForgetRequest(**arguments)
+
+
+def test_a_sample_that_the_client_does_not_have_is_an_error() -> None:
+    with pytest.raises(RequestError, match="client 'a' has 4 training samples, 0 to 3; .* names sample 4"):
+        forget_mask(ForgetRequest(samples={"a": (1, 4)}), "a", LABELS)
+
+
+def test_requests_written_before_samples_could_be_named_are_read() -> None:
+    old = {"classes": [3], "clients": [], "reason": "asked"}
+    assert ForgetRequest.from_json(old) == ForgetRequest((3,), reason="asked")
+    assert ForgetRequest((3,), reason="asked").to_json() == old
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (ForgetRequest(clients=("a",)), "whole clients"),
+        (ForgetRequest(samples={"a": (0,)}), "single samples"),
+    ],
+)
+def test_the_plugin_says_what_it_cannot_serve(request_, named) -> None:
+    with pytest.raises(RequestError, match=f"requests for classes, this one names {named}"):
+        check_kind(request_)
+    check_kind(ForgetRequest((3,)))
