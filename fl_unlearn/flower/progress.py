@@ -68,8 +68,8 @@ def check_kind(request: ForgetRequest) -> None:
     """
     if request.kind != "classes":
         raise RequestError(
-            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the classes "
-            "to forget of them, or retrain without the data"
+            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the "
+            "classes to forget of them, or retrain without the data"
         )
 
 
