@@ -127,6 +127,11 @@ class ForgetRequest:
             raise RequestError(
                 "a request must name at least one class, client or sample, got none; try classes=(3,)"
             )
+        if isinstance(self.clients, str) or not isinstance(self.samples, Mapping):
+            raise RequestError(
+                "clients is a tuple of names and samples a mapping of name to positions, got "
+                f"{self.clients!r} and {self.samples!r}; try clients=('10',)"
+            )
         if self.samples and (self.classes or self.clients):
             raise RequestError("samples go with neither classes nor clients; make a request of their own")
         clients = dict.fromkeys(str(c) for c in self.clients)
@@ -195,7 +200,7 @@ class UnlearnSettings:
         threshold: The t of FIUn, or None to choose among ``candidates`` by calibration ("auto").
         candidates: Thresholds scored when ``threshold`` is None; each > 0.
         dampenings: Values of lambda, each > 0, largest first. A fixed threshold goes with the first; "auto"
-            tries the first with all thresholds and turns to the smaller (stronger) ones when that fails.
+            scores all of them with all thresholds.
         reference: One Fisher reference for every model ("shared"), or each model's own ("per-model").
         forget_tolerance: Largest accuracy on the forgotten data that counts as forgotten, 0 to 1.
         max_retain_drop: Largest loss of accuracy on the retained data that is accepted, 0 to 1.

@@ -139,6 +139,9 @@ class Strategy(ABC):
         """Why this strategy cannot serve the request, or None; subclasses add to it."""
         if (why := unsupported(self, federation.request)) is not None:
             return why
+        named = {*federation.request.clients, *federation.request.samples}
+        if unknown := sorted(named - set(federation.clients)):
+            return f"there is no client {unknown[0]!r}: they are {', '.join(federation.clients)}"
         if "history" in self.needs and not history.has_updates:
             return (
                 "it needs the clients' updates of every round, which this run did not keep; train with "

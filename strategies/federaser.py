@@ -87,7 +87,9 @@ class FedEraser(Strategy):
             stored = {c: change(old, model) for c, (model, _) in history.updates(number).items() if c in kept}
             if not stored:  # nobody who still counts took part in this round
                 continue
-            state = self._step(federation, history, state, number, stored, direct=not replayed, epochs=epochs)
+            state = self._step(
+                federation, history, state, number, stored, direct=number == history.rounds[0], epochs=epochs
+            )
             replayed += 1
         if not replayed:
             raise StrategyError(f"{self.name}: no client that keeps anything took part in a replayed round")

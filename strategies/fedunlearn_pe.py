@@ -57,6 +57,8 @@ class FedUnlearnPE(Strategy):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise StrategyError(f"{self.name}: share must be above 0, at most 1, got {self.share!r}")
+        if self.rounds < 1:
+            raise StrategyError(f"{self.name}: rounds must be at least 1, got {self.rounds}")
         if self.reset not in ("zero", "initial"):
             raise StrategyError(f"{self.name}: reset must be 'zero' or 'initial', got {self.reset!r}")
 
@@ -140,5 +142,5 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     )
     seed = seed_of(s["seed"], s["round"], client.index)
     batches = client.batches(s["part"], size=s["batch-size"], seed=seed)
-    loss = fit(model, batches, optimizer, epochs=s["epochs"])
+    loss = fit(model, batches, optimizer, epochs=s["epochs"], statistics=False)
     return Answer(client.count(s["part"]), {"model": state_of(model)}, {"loss": loss})

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from strategies.checks import require
 from strategies.contract import ALL_TARGETS, Federation, Need, Outcome, Strategy, Target
 from strategies.history import History
 from strategies.training import fedavg
@@ -28,6 +29,9 @@ class FineTune(Strategy):
 
     rounds: int = 2
     lr: float = 0.03
+
+    def __post_init__(self) -> None:
+        require(self, positive=("rounds", "lr"))
 
     def unlearn(self, federation: Federation, history: History) -> Outcome:
         """Train on from the current model."""

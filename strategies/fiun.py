@@ -12,8 +12,13 @@ how well a model does that never saw it cannot be known without training one. Wh
 place), the forget set's as one mean (merged label by label it damages everything), and of all candidates that
 cost held-out samples at most ``max_retain_drop`` the one with the lowest accuracy on the forget set. It is
 taken if that accuracy is then at most what clients measure on held-out samples of like labels, plus
-``forget_tolerance``; else nothing is changed: the data is so like everybody's that its Fisher singles out
-nothing, and whatever takes it away takes as much of the rest.
+``forget_tolerance`` (it can fall below what retraining leaves, which nobody knows). Else nothing is changed:
+the data is so like everybody's that its Fisher singles out nothing, and whatever takes it away takes as much
+of the rest.
+
+For classes, candidates are scored on training samples (``scored_on``), where the plug-in would take held-out
+ones first ("held-out+train"): what a comparison measures on must not have chosen. A client or samples need
+held-out ones, so there the held-out columns are of samples that had a part in choosing.
 
 Hyper-parameters: ``preset`` = "fast" (``fiun``) or "deep" (``fiun-deep``); for clients and samples `DATA`.
 ``settings``, any `UnlearnSettings`, takes the place of either; those of the network play no part. All are
@@ -61,6 +66,7 @@ class Fiun(Strategy):
 
     preset: str = "fast"
     settings: UnlearnSettings | None = None
+    scored_on: str = "train"
 
     def __post_init__(self) -> None:
         UnlearnSettings.preset(self.preset)
@@ -80,9 +86,9 @@ class Fiun(Strategy):
         """Find the update, and apply it; where no candidate passes, change nothing."""
         if federation.request.kind == "classes":
             settings = self.settings or UnlearnSettings.preset(self.preset)
-            work = _Classes(federation, history, settings)
+            work = _Classes(federation, history, settings, self.scored_on)
         else:
-            work = _Data(federation, history, self.settings or UnlearnSettings(**DATA))
+            work = _Data(federation, history, self.settings or UnlearnSettings(**DATA), self.scored_on)
         base = work.base()
         chosen = work.calibrate(base)
         if isinstance(chosen, str):
@@ -115,7 +121,10 @@ class FiunDeep(Fiun):
 class _Classes:
     """A request for classes as it is served: the phases of `fl_unlearn.flower.session`, up to the commit."""
 
-    def __init__(self, federation: Federation, history: History, settings: UnlearnSettings) -> None:
+    def __init__(
+        self, federation: Federation, history: History, settings: UnlearnSettings, scored_on: str
+    ) -> None:
+        self.scored_on = scored_on
         self.federation, self.request, self.store = federation, federation.request, history.store
         self.state, self.facts = history.current(), dict[str, str | int | float]()
         self.settings = replace(settings, head=settings.head or history.head)
@@ -163,7 +172,7 @@ class _Classes:
                 self.request, self.store, self.counts, self.held, all_affected=s.all_affected
             )
             states += evidence.earlier_models(self.store, affected, self.held, s.calibration_models - 1)
-        scores = ask_scores(self.federation, states, base, s, ["held-out+train"])["held-out+train"]
+        scores = ask_scores(self.federation, states, base, s, [self.scored_on])[self.scored_on]
         candidates = judge(sum_scores(scores, self.request), s)
         chosen = candidates[0] if s.force else choose(candidates)
         return explain_refusal(candidates, s) if chosen is None else chosen
@@ -238,8 +247,13 @@ def choose_for_data(
         )
     if settings.force:
         return candidates[0]
-    free = [c for c in candidates if c.retain_drop <= settings.max_retain_drop]
     known = measured(forget[0], "forgotten")
+    if known <= like:
+        return (
+            f"clients measure {known:.1%} on what is to be forgotten, and {like:.1%} on held-out samples of "
+            "like labels: there is no more of it to take away. Nothing was changed"
+        )
+    free = [c for c in candidates if c.retain_drop <= settings.max_retain_drop]
     best = min(free, key=lambda c: (c.forget_accuracy, c.cost, -c.dampening, c.threshold), default=None)
     if best is not None and best.passed and best.forget_accuracy < known:
         return best

@@ -77,6 +77,7 @@ def ascend(client: Client, tensors: Tensors, settings: Settings) -> Answer:
             epochs=s["epochs"],
             loss=lambda m, x, y: -supervised(m, x, y),
             clip=s["clip"],
+            statistics=False,  # they would leave the ball
             after_step=project,
         )
     far = float((_vector(model) - centre).norm())

@@ -1,8 +1,9 @@
 """``retrain``: the yardstick.
 
-The federation is trained again from the same initial model without the forget set: same rounds, same orders
-of samples as in training, less what is to be forgotten. What it does not know is what forgetting means
-(exact unlearning; Cao and Yang 2015). Deterministic: same seed, same model.
+The federation is trained again from the same initial model without the forget set, for as many rounds, with
+the same seeds; clients that have nothing to forget see their samples in the same orders as in training. What
+it does not know is what forgetting means (exact unlearning; Cao and Yang 2015). Deterministic: same seed, same
+model.
 
 Hyper-parameters: none; those of training apply. Targets: classes, a client, samples. Needs the retained data
 at the clients and as many rounds as training.

@@ -38,6 +38,7 @@ def fit(
     loss: Loss = supervised,
     clip: float | None = None,
     after_step: Callable[[int], bool] | None = None,
+    statistics: bool = True,
 ) -> float:
     """Train ``model`` in place, in training mode; it is in eval mode afterwards.
 
@@ -49,6 +50,7 @@ def fit(
         loss: What is minimised.
         clip: Largest norm of the gradient, all parameters together; None: any.
         after_step: Called with the number of steps so far; True ends the training.
+        statistics: Whether batch normalisation goes on averaging; if not, it stays in eval mode.
 
     Returns:
         Mean loss a sample; 0.0 without samples.
@@ -57,6 +59,10 @@ def fit(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total, seen, steps = 0.0, 0, 0
     model.train()
+    if not statistics:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
     for _ in range(epochs):
         for x, y in filled(batches):
             optimizer.zero_grad()

@@ -63,7 +63,9 @@ def test_the_update_is_that_of_the_plug_in(
     tolerance = {"forget_tolerance": 1.0, "max_retain_drop": 1.0} if whom else {}
     settings = UnlearnSettings.preset(preset, **changes, **tolerance)
     theirs = plugged_in(case, tmp_path, settings)
-    ours = strategies.get(name, settings=settings).unlearn(case.federation(), case.history)
+    ours = strategies.get(name, settings=settings, scored_on="held-out+train").unlearn(
+        case.federation(), case.history
+    )
     assert theirs.committed, theirs.message
     assert theirs.update is not None
     assert ours.facts["digest"] == theirs.update.digest

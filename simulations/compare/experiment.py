@@ -20,6 +20,7 @@ from fl_unlearn.metrics.contract import Measured
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import StateDict
 from simulations.compare.results import CHECKPOINT, COST, ORIGINAL, Graph, Row
+from simulations.compare.setting import SettingError
 from strategies import get
 from strategies.contract import Federation, Outcome, State, Strategy, holders
 from strategies.history import History
@@ -72,18 +73,37 @@ def run_all(bench: Bench, strategies: Mapping[str, Strategy], say: Callable[[str
         StrategyError: If a strategy fails at what it said it could do.
     """
     bench.folder.mkdir(parents=True, exist_ok=True)
+    _check_request(bench)
     for name in (ORIGINAL, *strategies):
         strategy = strategies.get(name)
         change = None
         if strategy is None:
             _keep(bench, name, Outcome(bench.history.current()), {})
-        elif not bench.outcome_path(name).is_file():
+        elif not _is_done(bench, name):
             if (why := strategy.problem(bench.federation, bench.history)) is not None:
                 say(f"{name}: not run: {why}")
                 _keep_refusal(bench, name, why)
                 continue
             change = _run(bench, name, strategy, say)
         _measure(bench, name, change, say)
+
+
+def _check_request(bench: Bench) -> None:
+    """Results of another request, kept under the same name, must not pass for this one's.
+
+    Raises:
+        SettingError: If the folder holds such.
+    """
+    path, request = bench.folder / "request.json", bench.federation.request.to_json()
+    if not path.is_file():
+        _write(path, request)
+    elif (kept := _read(path)) != request:
+        raise SettingError(f"{bench.folder} holds results of another request, {kept}; name another --out")
+
+
+def _is_done(bench: Bench, name: str) -> bool:
+    said = _read(bench.outcome_path(name))
+    return bool(said) and (bench.model_path(name).is_file() or bool(said["refused"]))
 
 
 def _run(
@@ -136,8 +156,9 @@ def earlier_rounds(history: History) -> list[int]:
 
 
 def _keep(bench: Bench, name: str, outcome: Outcome, numbers: Mapping[str, float]) -> None:
-    if bench.outcome_path(name).is_file():
+    if _is_done(bench, name):
         return
+    bench.measures_path(name).unlink(missing_ok=True)  # of a model made before
     write_atomically(bench.model_path(name), encode(dict(outcome.state), ()))
     facts = {"numbers": dict(numbers), "facts": dict(outcome.facts), "refused": outcome.refused}
     _write(bench.outcome_path(name), facts)
@@ -176,17 +197,29 @@ def rows_of(bench: Bench, names: Collection[str], seed: int) -> list[Row]:
     out = []
     for name in (ORIGINAL, *names):
         said = _read(bench.outcome_path(name))
-        measured = _read(bench.measures_path(name))
-        for values in measured.values():
+        refused = said.get("refused", "")
+        for values in _read(bench.measures_path(name)).values():
             for key, value in values.items():
-                m = Measured(**value)
+                # A refusal leaves the model as it was: its values are the original's, not the strategy's.
+                m = Measured(None, 0, f"refused: {refused}") if refused else Measured(**value)
                 out.append(Row(name, seed, key, m.value, m.samples, m.why))
         if bench.model_path(name).is_file():
-            why = "nothing was done" if name == ORIGINAL else "it changes the current model alone"
             for key in (c.key for c in (*COST, *CHECKPOINT)):
                 value = said["numbers"].get(key)
-                out.append(Row(name, seed, key, value, 0, why if value is None else ""))
+                why = "" if value is not None else _unspent(name, refused, said["numbers"])
+                out.append(Row(name, seed, key, value, 0, why))
     return out
+
+
+def _unspent(name: str, refused: str, numbers: Mapping[str, float]) -> str:
+    """Why a cost, or what became of earlier checkpoints, is not known."""
+    if name == ORIGINAL:
+        return "nothing was done"
+    if refused:
+        return f"refused: {refused}"
+    if any(c.key in numbers for c in CHECKPOINT):
+        return "the request names no class, of which held-out samples could be looked at"
+    return "it changes the current model alone"
 
 
 def said_of(bench: Bench, name: str) -> tuple[dict[str, str | int | float], str]:

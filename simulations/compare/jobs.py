@@ -12,11 +12,11 @@ import torch
 
 from fl_unlearn.metrics import METRICS, gaps
 from fl_unlearn.metrics.contract import Column, Measured
-from simulations.compare.clients import make_clients
+from simulations.compare.clients import load_data, make_clients
 from simulations.compare.experiment import Bench, graph_of, rows_of, run_all, said_of, strategies_of
 from simulations.compare.local import LocalFederation
 from simulations.compare.results import CHECKPOINT, COST, ORIGINAL, RETRAIN, Comparison, Row
-from simulations.compare.setting import Setting
+from simulations.compare.setting import Setting, SettingError
 from simulations.compare.train import open_history
 from strategies.contract import unsupported
 from strategies.errors import UnsupportedError
@@ -76,8 +76,11 @@ def check(
         UnsupportedError: If none of those asked for can serve the setting's request.
         ValueError: If the setting makes no sense.
     """
+    classes = load_data(setting).num_classes
     request = make_clients(setting, seeds[0])[0].request
     assert request is not None
+    if unknown := [c for c in (*request.classes, setting.backdoor_label) if not 0 <= c < classes]:
+        raise SettingError(f"{name}: there is no class {unknown[0]}: they are 0 to {classes - 1}")
     reasons = {n: unsupported(s, request) for n, s in strategies_of(names).items()}
     for strategy, why in reasons.items():
         if why is not None:
@@ -146,7 +149,7 @@ def collect(
     """Put together what was run and measured, by whichever engine."""
     rows: list[Row] = []
     facts: dict[str, dict[int, dict[str, str | int | float]]] = {n: {} for n in names}
-    refused: dict[str, str] = {}
+    whys: dict[str, list[str]] = {n: [] for n in names}
     graph, request = None, None
     for seed in seeds:
         bench = _open(name, setting, seed, metrics, out)
@@ -154,8 +157,7 @@ def collect(
             rows += rows_of(bench, names, seed)
             for n in names:
                 facts[n][seed], why = said_of(bench, n)
-                if why:
-                    refused.setdefault(n, why)
+                whys[n].append(why)
             graph, request = graph or graph_of(bench), request or bench.federation.request
         finally:
             bench.history.store.close()
@@ -171,7 +173,7 @@ def collect(
         {ORIGINAL: "before forgetting", **papers},
         (*rows, *_gap_rows(rows, [ORIGINAL, *names], seeds)),
         facts,
-        refused,
+        {n: given[0] for n, given in whys.items() if all(given)},
         graph,
     )
 

@@ -39,7 +39,7 @@ CHECKPOINT = (
         "checkpoints: forgotten, worst",
         "%",
         "low",
-        "Most that an earlier global model still knows of the forgotten classes after the same change.",
+        "Highest held-out accuracy of an earlier global model on the forgotten classes, changed alike.",
     ),
     Column(
         "checkpoints-drop",
@@ -98,7 +98,7 @@ class Comparison:
         strategies: Name to its paper, in order; "original" first.
         rows: The values.
         facts: Strategy to seed to what it reports of itself.
-        refused: Strategy to why it did not run, or changed nothing; of the first seed where it was so.
+        refused: Strategy to why it did not run, or changed nothing, with any seed; the reason of the first.
         graph: The UMIG.
     """
 

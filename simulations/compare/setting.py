@@ -112,19 +112,19 @@ class Setting:
             client, colon, number = part.partition(":")
             if not colon or not number.isdecimal() or not int(number):
                 raise SettingError(f"forget-samples must look like '0:40', got {part!r}")
+            if client in out:
+                raise SettingError(f"forget-samples names client {client} twice, got {self.forget_samples!r}")
             out[client] = int(number)
         return out
 
     def request(self, samples: Mapping[str, tuple[int, ...]]) -> ForgetRequest:
         """The request; ``samples`` are the positions drawn for `samples_wanted`."""
-        if samples:
-            return ForgetRequest(samples=samples)
         try:
             classes = tuple(int(c) for c in _parts(self.forget_classes))
         except ValueError as e:
             text = self.forget_classes
             raise RequestError(f"forget-classes must look like '3' or '1,9', got {text!r}") from e
-        return ForgetRequest(classes, tuple(_parts(self.forget_clients)))
+        return ForgetRequest(classes, tuple(_parts(self.forget_clients)), samples=samples)
 
     def trained_like(self) -> str:
         """What decides the trained federation, as JSON: all but what is forgotten and where the data lies."""

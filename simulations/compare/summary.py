@@ -14,7 +14,7 @@ from simulations.compare.results import ORIGINAL, RETRAIN, Comparison
 from simulations.compare.sheet import Sheet
 
 MASK = "mask"
-BEYOND = ("probe", "relearn", "mia", "lira")
+BEYOND = ("probe-forget", "relearn", "mia", "lira")
 """How the keys of columns begin that look for what a model knows, not for what it answers."""
 
 YARDSTICK = (
@@ -156,7 +156,9 @@ def _beyond(sheet: Sheet) -> tuple[list[str], list[tuple[str, str]]]:
         said.append(f"Columns beyond accuracy that tell {name} from retraining: {_titles(telling)}.")
         placed, nearer = _placed(sheet, yard, name, telling)
         return said + placed, nearer
-    if columns:
+    if columns and len(sheet.comparison.seeds) < 2:
+        said.append("One seed only: without a deviation, differences beyond accuracy are not judged.")
+    elif columns:
         said.append(f"No column beyond accuracy tells {name} from retraining by more than the deviation.")
     return said, []
 
@@ -199,11 +201,18 @@ def _gap(sheet: Sheet, strategy: str, key: str) -> float | None:
     return None if mean is None or retrained is None else abs(mean - retrained)
 
 
+def _judged(sheet: Sheet, strategy: str, key: str) -> bool:
+    """Whether there are seeds enough for a deviation."""
+    return len(sheet.comparison.values(strategy, key)) > 1
+
+
 def _tells(sheet: Sheet, yard: str, key: str) -> bool:
     """Whether the yardstick is farther from retraining than the seeds are from one another."""
     if yard not in sheet.comparison.strategies:
         return False
     gap = _gap(sheet, yard, key)
+    if not all(_judged(sheet, s, key) for s in (yard, RETRAIN)):
+        return False
     return gap is not None and gap > max(sheet.cell(s, key).deviation for s in (yard, RETRAIN))
 
 
@@ -211,4 +220,6 @@ def _nearer(sheet: Sheet, strategy: str, yard: str, key: str) -> bool:
     gap, other = _gap(sheet, strategy, key), _gap(sheet, yard, key)
     assert gap is not None
     assert other is not None
+    if not all(_judged(sheet, s, key) for s in (strategy, yard)):
+        return False
     return other - gap > max(sheet.cell(s, key).deviation for s in (strategy, yard))
