@@ -2,8 +2,8 @@
 
 The federation is trained again from the same initial model without the forget set, for as many rounds, with
 the same seeds; clients that have nothing to forget see their samples in the same orders as in training. What
-it does not know is what forgetting means (exact unlearning; Cao and Yang 2015). Deterministic: same seed, same
-model.
+it does not know is what forgetting means (exact unlearning; Cao and Yang 2015). Deterministic: same seed,
+same model.
 
 Hyper-parameters: none; those of training apply. Targets: classes, a client, samples. Needs the retained data
 at the clients and as many rounds as training.
