@@ -55,6 +55,7 @@ def answer(
             held_out=held_out,
             classes=tuple(asked),
             seed=records.ints(record, "seed")[0],
+            head=str(record.get("head") or "") or None,
         )
         for name in records.list_of(record, "measures"):
             _measure(when, str(name), subject, out)

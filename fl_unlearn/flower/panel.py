@@ -274,6 +274,7 @@ class Panel:
             classes=list(self.request.classes),
             ignored=list(self.ignored),
             clients=list(self.request.clients),
+            head=self.settings.head or "",
             samples=[self.settings.calibration_samples],
             seed=[0],  # the same in every request, so that their numbers can be compared
         )

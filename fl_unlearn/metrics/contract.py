@@ -36,6 +36,7 @@ class Subject:
         triggered: Held-out samples with a planted trigger, under the label that it is to cause; or empty.
         classes: The classes that are to be forgotten; empty where the request names none (a client, samples).
         seed: For whatever draws at random.
+        head: Name of the model's head; None: it is found (`fisher.find_head`).
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Subject:
     triggered: Iterable[Any] = ()
     classes: tuple[int, ...] = ()
     seed: int = 0
+    head: str | None = None
 
 
 @dataclass(frozen=True)

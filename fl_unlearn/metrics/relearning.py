@@ -72,7 +72,7 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
     with torch.random.fork_rng(devices=[]):  # dropout draws
         torch.default_generator.manual_seed(subject.seed)
         steps = relearning_time(
-            _with_fresh_rows(subject.model, subject.classes),
+            _with_fresh_rows(subject.model, subject.classes, subject.head),
             mix,
             looked_at,
             SHARE * before,
@@ -89,13 +89,13 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
     }
 
 
-def _with_fresh_rows(model: nn.Module, classes: tuple[int, ...]) -> nn.Module:
+def _with_fresh_rows(model: nn.Module, classes: tuple[int, ...], name: str | None) -> nn.Module:
     """A copy whose head has zeros for these classes; the model itself where there are none."""
     if not classes:
         return model
     fresh = copy.deepcopy(model)
     try:
-        _, head = find_head(fresh)
+        _, head = find_head(fresh, name)
     except FisherError as e:
         raise MeasureError(str(e)) from e
     with torch.no_grad():
