@@ -304,8 +304,11 @@ class Panel:
     def _plausible(self, client: str, samples: int) -> None:
         """A count weighs in every sum: it must bear some relation to what the client trained on."""
         trained = self.examples.get(client)
-        if trained is not None and samples > PLAUSIBLE * max(trained, 1):
-            raise AnswerError(f"{samples} samples, where this client trained on at most {trained} in a round")
+        most = max(self.examples.values(), default=None) if trained is None else trained
+        if most is not None and samples > PLAUSIBLE * max(most, 1):
+            who = "no known client" if trained is None else "this client"
+            what = "more than" if trained is None else "at most"
+            raise AnswerError(f"{samples} samples, where {who} trained on {what} {most} in a round")
 
     def _note(self, answers: Answers) -> None:
         self.failed.update({self.label(n): why for n, why in answers.failed.items()})

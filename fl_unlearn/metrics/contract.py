@@ -69,6 +69,7 @@ class Column:
         unit: Of the value.
         good: What "good" means.
         about: One sentence: what is measured, and how to read it.
+        high: The largest value there can be; None: there is no bound. What clients measure is never below 0.
     """
 
     key: str
@@ -76,6 +77,7 @@ class Column:
     unit: Unit
     good: Good
     about: str
+    high: float | None = None
 
 
 @dataclass(frozen=True)

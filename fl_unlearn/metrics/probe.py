@@ -60,9 +60,12 @@ _ABOUT = (
 
 PROBE = Metric(
     "probe",
-    (
-        Column("probe-forget", "probe: forgotten", "%", "retrained", _ABOUT.format("the forgotten classes")),
-        Column("probe-retain", "probe: retained", "%", "retrained", _ABOUT.format("all other classes")),
+    tuple(
+        Column(f"probe-{key}", f"probe: {title}", "%", "retrained", _ABOUT.format(classes), 1.0)
+        for key, title, classes in (
+            ("forget", "forgotten", "the forgotten classes"),
+            ("retain", "retained", "all other classes"),
+        )
     ),
     _measure,
 )

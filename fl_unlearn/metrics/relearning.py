@@ -115,6 +115,7 @@ RELEARNING = Metric(
             f"Steps of SGD on a few samples until the forget accuracy is back at {SHARE:g} of the "
             f"original's; {STEPS} where it was not by then. Features that still know it take fewer than "
             "retrained ones.",
+            STEPS,
         ),
         Column(
             "relearn-capped",
@@ -122,6 +123,7 @@ RELEARNING = Metric(
             "%",
             "retrained",
             f"Share of clients, by samples, where it was not back after {STEPS} steps.",
+            1.0,
         ),
     ),
     _measure,

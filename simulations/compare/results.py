@@ -40,6 +40,7 @@ CHECKPOINT = (
         "%",
         "low",
         "Most that an earlier global model still knows of the forgotten classes after the same change.",
+        1.0,
     ),
     Column(
         "checkpoints-drop",
@@ -47,6 +48,7 @@ CHECKPOINT = (
         "%",
         "low",
         "Most that an earlier global model lost of its accuracy on the rest by the same change.",
+        1.0,
     ),
 )
 """What a strategy makes of the run's earlier global models, where it changes them too; held-out samples."""
