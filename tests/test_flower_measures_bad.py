@@ -17,9 +17,11 @@ from test_flower_bad_input import change_head, spoiling
 
 from fl_unlearn.flower import attach, measures, records, unlearning_mod
 from fl_unlearn.flower.panel import Panel
+from fl_unlearn.flower.reporting import build_report
 from fl_unlearn.metrics import METRICS
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
 from fl_unlearn.types import AnswerError, MeasureError, UnlearnSettings
+from fl_unlearn.verify import score_checkpoints
 
 
 def plus(key: str, value: Any) -> Callable[[RecordDict], None]:
@@ -75,7 +77,7 @@ def test_a_lying_client_is_not_used(lie: str, tmp_path: Path) -> None:
     outcome = strategy.forget(grid, THREE, result.arrays)
     assert outcome.committed
     assert outcome.after is not None
-    assert set(outcome.failed) == {"0"}
+    assert outcome.failed == {}, "its Fisher sums and scores were used"
     assert outcome.measured["retain-accuracy"]["after"].samples == 225 - 45
     x, y = pooled(fed.client_data(p) for p in range(1, fed.CLIENTS))
     right = softmax(result.arrays.to_torch_state_dict(), x).argmax(1) == y
@@ -164,8 +166,10 @@ def test_clients_that_fail_are_a_reason(tmp_path: Path) -> None:
     assert both_models["before"] == both_models["after"]
     assert both_models["after"].value is None
     assert both_models["after"].why == "out of memory (and 1 other reasons, of other clients)"
-    assert outcome.silent == ("0",)
-    assert outcome.failed == dict.fromkeys("1234", "out of memory")
+    assert (outcome.silent, outcome.failed) == ((), {})
+    scores = score_checkpoints(strategy.store, fed.build_model(), [fed.client_data(1)])
+    report = build_report(outcome, strategy.store, before=scores, after=scores)
+    assert report.clients.answered == outcome.asked == tuple("01234"), "all of them decided the update"
 
 
 def test_a_grid_that_breaks_down_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +249,7 @@ def test_clients_that_do_not_know_the_question(
     assert outcome.after is not None
     assert outcome.after[0].accuracy() == 0.0
     assert outcome.outstanding == ()
-    assert set(outcome.failed) == set("01234")
+    assert outcome.failed == {}
     assert outcome.measured["zrf"]["after"].value is None
     assert outcome.measured["zrf"]["after"].why
 

@@ -48,8 +48,8 @@ class Panel:
         ignored: Classes that neither are asked for nor count as retained: they were forgotten before.
         nodes: Ids of the nodes that are asked.
         names: Node id to client name, for those that gave one.
-        failed: Client to the reason why an answer of it could not be used.
-        silent: Clients that did not answer some phase in time.
+        failed: Client to the reason why an answer of it could not be used; measuring is not counted here.
+        silent: Clients that did not answer some phase in time; the same.
         scored: How many clients' scores the last scoring used.
     """
 
@@ -291,7 +291,8 @@ class Panel:
                 good[client] = given
             except AnswerError as e:
                 answers.failed[node] = str(e)
-        self._note(answers)
+                log.warning("what client node %d measured is not used: %s", node, e)
+        # Not noted as failed or silent: what these clients answered before, they answered.
         unanswered = ["no answer in time"] if answers.silent else []
         return [*good.values(), *map(measures.storable, answers.failed.values()), *unanswered]
 
