@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from fl_unlearn.types import UnlearnError
+from fl_unlearn.types import MeasureError, UnlearnError
 
 Good = Literal["retrained", "low", "high"]
 """What "good" means: as near as can be to the retrained model's value; or simply low, or high (costs)."""
@@ -49,6 +50,23 @@ class Subject:
     classes: tuple[int, ...] = ()
     seed: int = 0
     head: str | None = None
+
+
+class NotKept(nn.Module):
+    """Stands for the model before forgetting where there is none: what needs it is not measured.
+
+    Args:
+        why: What is wrong.
+        device: Where the other models are.
+    """
+
+    def __init__(self, why: str, device: torch.device) -> None:
+        super().__init__()
+        self.why, self.nothing = why, nn.Parameter(torch.zeros(0, device=device))
+
+    def forward(self, x: Any) -> torch.Tensor:
+        """Always raises a MeasureError."""
+        raise MeasureError(self.why)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fl_unlearn.batches import device_of, seeded
 from fl_unlearn.fisher import find_head
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
 from fl_unlearn.metrics.drawing import LEAST, Batches, first_of_each_class, joined, only
@@ -69,8 +70,7 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
             "the original model gets none of the forgotten samples right that relearning is tested on, or "
             "there are none"
         )
-    with torch.random.fork_rng(devices=[]):  # dropout draws
-        torch.default_generator.manual_seed(subject.seed)
+    with seeded(subject.seed, device_of(subject.model)):  # dropout draws
         steps = relearning_time(
             _with_fresh_rows(subject.model, subject.classes, subject.head),
             mix,
