@@ -112,6 +112,24 @@ def check_rows(x: Any, n: int, where: str) -> None:
         )
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let torch draw from this seed in the block; its random state, also a GPU's, is as before afterwards.
+
+    Args:
+        seed: For the CPU's generator and for that of ``device``.
+        device: Where the block computes.
+    """
+    where = torch.device(device)
+    gpus = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):  # type: ignore[arg-type]
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def device_of(model: nn.Module, device: torch.device | str | None = None) -> torch.device:
     """The device of the model's first parameter, which must be ``device`` where that is given.
 

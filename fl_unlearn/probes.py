@@ -34,6 +34,7 @@ def features(
     loader: Iterable[Any],
     layer: str | None = None,
     *,
+    head: str | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -43,6 +44,7 @@ def features(
         model: Called with a batch's inputs.
         loader: Batches as `batches.unpack` takes them; empty ones are skipped.
         layer: Name of a module whose output is taken; None: the input of the head (`fisher.scope.find_head`).
+        head: Name of the head, where ``layer`` is None; None: it is found.
         reduce: Makes (B, ...) activations (B, d), for example a mean over positions. None: flattens them.
         device: Where the model is; None: that of its first parameter.
 
@@ -54,7 +56,7 @@ def features(
             row a sample, or there is no sample.
     """
     where = device_of(model, device)
-    module = find_head(model)[1] if layer is None else dict(model.named_modules()).get(layer)
+    module = find_head(model, head)[1] if layer is None else dict(model.named_modules()).get(layer)
     if module is None:
         known = ", ".join(repr(n) for n, _ in model.named_modules() if n)
         raise MeasureError(f"the model has no layer {layer!r}; there are {known}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from fl_unlearn.batches import sample, to_device, unpack
+from fl_unlearn.batches import sample, seeded, to_device, unpack
 from fl_unlearn.types import FisherError
 
 
@@ -86,3 +88,31 @@ def test_sample_stops_reading_when_it_has_enough() -> None:
             yield torch.zeros(3, 2), torch.tensor([0, 1, 1])
 
     assert sum(len(y) for _, y in sample(endless(), (0,), 5)) == 10
+
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_seeded_block_draws_the_same_and_leaves_the_random_state(device: str) -> None:
+    drawn = []
+    expected = torch.manual_seed(5) and [torch.rand(3), torch.rand(3, device=device)]
+    torch.manual_seed(5)
+    for seed in (1, 1, 2):
+        with seeded(seed, device):
+            drawn.append(torch.rand(4, device=device).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+    after = [torch.rand(3), torch.rand(3, device=device)]
+    assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+
+
+def test_a_gpu_has_a_generator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU at hand: which states are kept, and what is seeded where."""
+    calls: list[object] = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: calls.append(devices) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda d: calls.append(d) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed", calls.append)
+    state = torch.get_rng_state()
+    with seeded(7, "cuda:1"):
+        assert calls == [[torch.device("cuda:1")], torch.device("cuda:1"), 7]
+    torch.set_rng_state(state)

@@ -45,6 +45,7 @@ def open_page(browser: sync_api.Browser, path: Path) -> Iterator[Open]:
         context = browser.new_context(offline=True, viewport={"width": width, "height": 800}, **options)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a busy machine is slow to start
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda r: r.url == path.as_uri() or r.url == "data:," or wrong.append(r.url))

@@ -124,6 +124,12 @@ def test_no_more_samples_than_the_settings_say(tmp_path: Path, monkeypatch: pyte
     subject = seen[2]
     sizes = [len(labels(part)) for part in (subject.forget, subject.retained, subject.held_out)]
     assert sizes == [4, 4, 8]
+    assert subject.head is None
+
+
+def test_metrics_are_told_which_layer_is_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, _ = seen_subjects(monkeypatch, tmp_path, [THREE], head="head")
+    assert {subject.head for subject in seen} == {"head"}
 
 
 def test_an_untrained_model_depends_on_the_seed_alone() -> None:

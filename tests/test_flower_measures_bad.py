@@ -15,10 +15,13 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from test_flower_bad_input import change_head, spoiling
 
-from fl_unlearn.flower import attach, records, unlearning_mod
+from fl_unlearn.flower import attach, measures, records, unlearning_mod
+from fl_unlearn.flower.panel import Panel
+from fl_unlearn.flower.reporting import build_report
 from fl_unlearn.metrics import METRICS
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
-from fl_unlearn.types import MeasureError
+from fl_unlearn.types import AnswerError, MeasureError, UnlearnSettings
+from fl_unlearn.verify import score_checkpoints
 
 
 def plus(key: str, value: Any) -> Callable[[RecordDict], None]:
@@ -74,13 +77,56 @@ def test_a_lying_client_is_not_used(lie: str, tmp_path: Path) -> None:
     outcome = strategy.forget(grid, THREE, result.arrays)
     assert outcome.committed
     assert outcome.after is not None
-    assert set(outcome.failed) == {"0"}
+    assert outcome.failed == {}, "its Fisher sums and scores were used"
     assert outcome.measured["retain-accuracy"]["after"].samples == 225 - 45
     x, y = pooled(fed.client_data(p) for p in range(1, fed.CLIENTS))
     right = softmax(result.arrays.to_torch_state_dict(), x).argmax(1) == y
     for key, rows in (("forget-accuracy", y == 3), ("retain-accuracy", y != 3)):
         expected = float(right[rows].double().mean())
         assert outcome.measured[key]["after"].value == pytest.approx(expected)
+
+
+OUT_OF_BOUNDS = [
+    ("mia-loss-auc", -9e11),
+    ("mia-loss-auc", 1.01),
+    ("relearn-steps", 62.0),
+    ("relearn-steps", -2.0),
+    ("activation-distance", 1.42),
+    ("zrf", 1.01),
+    ("distance", -0.1),
+    ("forget-loss", -0.1),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), OUT_OF_BOUNDS)
+def test_no_value_may_be_one_that_there_cannot_be(key: str, value: float) -> None:
+    metric = next(m for m in METRICS.values() if key in {c.key for c in m.columns})
+    column = next(c for c in metric.columns if c.key == key)
+    for claim in (0.0, value, column.high):
+        if claim is None:
+            continue
+        told = measures.write("0", measures.Answer({f"after/{key}": Number(claim, 5)}), 0.0)
+        if claim == value:
+            with pytest.raises(AnswerError, match=f"'{key}' is {value:g}.* where 0 to "):
+                measures.read(told, metrics=[metric], models=["after"])
+        else:
+            read = measures.read(told, metrics=[metric], models=["after"])
+            assert read.numbers[f"after/{key}"] == Number(claim, 5)
+
+
+def test_shares_have_a_bound() -> None:
+    columns = [c for m in METRICS.values() for c in m.columns]
+    assert {c.high for c in columns if c.unit == "%"} == {1.0}
+
+
+def test_a_client_that_never_trained_may_not_outweigh_all_others() -> None:
+    panel = Panel(None, THREE, UnlearnSettings(), {"0": 45, "1": 60})  # type: ignore[arg-type]
+    panel._plausible("new", 20 * 60)
+    with pytest.raises(AnswerError, match="where no known client trained on more than 60 in a round"):
+        panel._plausible("new", 20 * 60 + 1)
+    with pytest.raises(AnswerError, match="where this client trained on at most 45 in a round"):
+        panel._plausible("0", 20 * 45 + 1)
+    Panel(None, THREE, UnlearnSettings(), {})._plausible("new", 10**12)  # type: ignore[arg-type]
 
 
 def test_reasons_from_outside_are_short_and_can_be_stored(tmp_path: Path) -> None:
@@ -120,8 +166,10 @@ def test_clients_that_fail_are_a_reason(tmp_path: Path) -> None:
     assert both_models["before"] == both_models["after"]
     assert both_models["after"].value is None
     assert both_models["after"].why == "out of memory (and 1 other reasons, of other clients)"
-    assert outcome.silent == ("0",)
-    assert outcome.failed == dict.fromkeys("1234", "out of memory")
+    assert (outcome.silent, outcome.failed) == ((), {})
+    scores = score_checkpoints(strategy.store, fed.build_model(), [fed.client_data(1)])
+    report = build_report(outcome, strategy.store, before=scores, after=scores)
+    assert report.clients.answered == outcome.asked == tuple("01234"), "all of them decided the update"
 
 
 def test_a_grid_that_breaks_down_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +249,7 @@ def test_clients_that_do_not_know_the_question(
     assert outcome.after is not None
     assert outcome.after[0].accuracy() == 0.0
     assert outcome.outstanding == ()
-    assert set(outcome.failed) == set("01234")
+    assert outcome.failed == {}
     assert outcome.measured["zrf"]["after"].value is None
     assert outcome.measured["zrf"]["after"].why
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fl_unlearn.metrics import METRICS
-from fl_unlearn.metrics.contract import Number, Subject
+from fl_unlearn.metrics.contract import NotKept, Number, Subject
 from fl_unlearn.types import MeasureError
 
 DISTANCE = METRICS["distance"]
@@ -76,3 +76,8 @@ def test_models_of_other_shapes_have_no_distance() -> None:
         nn.init.zeros_(p)
     with pytest.raises(MeasureError, match="all 0"):
         measured(net(), zeros)
+
+
+def test_a_model_that_was_not_kept_is_the_reason() -> None:
+    with pytest.raises(MeasureError, match=r"^it was not kept$"):
+        measured(net(), NotKept("it was not kept", torch.device("cpu")))

@@ -255,3 +255,26 @@ def test_every_column_is_measured_in_some_setting(metric: str) -> None:
         answer = measure(METRICS[metric], s)
         found |= set() if isinstance(answer, str) else answer.keys()
     assert found >= {c.key for c in METRICS[metric].columns}
+
+
+class WithSideHead(nn.Module):
+    """A model whose last registered linear layer, never called, is not the one that gives the logits."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.side = inner, nn.Linear(10, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("name", ["probe", "relearning"])
+def test_the_head_that_is_named_is_used(name: str) -> None:
+    case = trained("digits-class")
+    plain = subject_of(case.clients[1], case.history.current(), case.history.current(), 0)
+    with torch.no_grad():
+        plain.model.head.bias[3] -= 100  # masked: from the wrong row it would not be relearned
+    named = replace(plain, model=WithSideHead(plain.model), head="inner.head")
+    assert METRICS[name].measure(named) == METRICS[name].measure(plain)
+    missing = measure(METRICS[name], replace(named, head="heads"))
+    assert "head='heads' is no nn.Linear" in str(missing)

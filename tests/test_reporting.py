@@ -9,6 +9,7 @@ import federation as fed
 import pytest
 
 from fl_unlearn.flower.reporting import build_report, lineage_graph
+from fl_unlearn.metrics.contract import Measured
 from fl_unlearn.report import write_report
 from fl_unlearn.report_record import UnlearnReport
 from fl_unlearn.types import ClassScores, ForgetRequest, UnlearnError, UnlearnSettings
@@ -63,3 +64,15 @@ def test_report_of_a_refused_request(tmp_path: Path) -> None:
     assert not any(c.committed for c in report.candidates)
     with pytest.raises(UnlearnError, match="no global model was scored"):
         build_report(outcome, strategy.store, before={}, after={})
+
+
+def test_what_was_measured_is_shown_whatever_the_settings_are_now(tmp_path: Path) -> None:
+    """A recalled request carries the settings of the server that recalls it."""
+    strategy, grid, result = fed.trained(tmp_path, rounds=2)
+    outcome = strategy.forget(grid, ForgetRequest((3,)), result.arrays)
+    assert outcome.settings.measures == ()
+    outcome.measured = {"zrf": {"before": Measured(0.4, 30), "after": Measured(0.9, 30)}}
+    scores = score_checkpoints(strategy.store, fed.build_model(), [fed.client_data(1)])
+    report = build_report(outcome, strategy.store, before=scores, after=scores)
+    assert [(m.key, m.after.value) for m in report.measures] == [("zrf", 0.9)]
+    assert "ZRF, by the clients on their own data" in report.measured

@@ -241,10 +241,11 @@ class Responder:
         models = {
             n: self._load(records.read_model(content, f"{records.MODEL}.{n}"), context)[0] for n in names
         }
-        fresh = own_measures.untrained(lambda: self._build(context), records.ints(record, "seed")[0])
+        seed = records.ints(record, "seed")[0]
+        fresh = own_measures.untrained(lambda: self._build(context), seed, self.device)
         if len({*models.values(), fresh}) <= len(models):
             raise MeasureError("`model` must build a new model at every call, it returned one twice")
-        return own_measures.answer(client, record, self.data(context), models, fresh.to(self.device))
+        return own_measures.answer(client, record, self.data(context), models, fresh)
 
     def _build(self, context: Context) -> nn.Module:
         return self.model(context) if self._takes_context else self.model()

@@ -23,6 +23,7 @@ NOT_KEPT = "the model before forgetting was not kept when the server was restart
 
 MAX_REASON = 300
 _LARGEST = float(records.MAX_COUNT)
+_ROUNDING = 1e-6  # of a mean of shares, or a norm, in float32
 
 
 @dataclass
@@ -99,10 +100,10 @@ def read(content: RecordDict, *, metrics: Sequence[Metric], models: Sequence[str
 def _check(column: Column, value: Any, samples: int) -> None:
     if not 0 < samples <= records.MAX_COUNT:
         raise AnswerError(f"{column.key!r} was measured on {samples} samples")
-    low, high = (-_LARGEST if column.unit == "" else 0.0), (1.0 if column.unit == "%" else _LARGEST)
+    high = _LARGEST if column.high is None else column.high + _ROUNDING
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and low <= value <= high):
-        raise AnswerError(f"{column.key!r} is {str(value)[:50]}, where {low:g} to {high:g} is possible")
+    if not (number and math.isfinite(value) and -_ROUNDING <= value <= high):
+        raise AnswerError(f"{column.key!r} is {str(value)[:50]}, where 0 to {high:g} is possible")
 
 
 def storable(value: Any) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fl_unlearn.batches import filled, take_rows
 from fl_unlearn.flower import records
+from fl_unlearn.types import MeasureError
 
 Batches = list[tuple[Any, Tensor]]
 
@@ -23,10 +24,20 @@ def groups(client: str, record: ConfigRecord) -> tuple[list[int], list[int]]:
 
 
 def split(data: Any) -> tuple[Any, ...]:
-    """(training, held-out) when ``data`` is a pair of loaders, else (training,)."""
+    """(training, held-out) when ``data`` is a pair of loaders, else (training,); held-out may be None.
+
+    Raises:
+        MeasureError: If there is no training loader.
+    """
+    parts: tuple[Any, ...] = (data,)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], torch.Tensor):
-        return tuple(part for part in data if part is not None)
-    return (data,)
+        parts = data if data[1] is not None else data[:1]
+    if parts[0] is None:
+        raise MeasureError(
+            "`data` gave None for this client's training loader; return a loader, an empty list where a "
+            "client has no training samples, or (training, held-out)"
+        )
+    return parts
 
 
 def part(

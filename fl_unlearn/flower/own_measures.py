@@ -12,13 +12,12 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from torch import nn
 
-from fl_unlearn.batches import sample
+from fl_unlearn.batches import sample, seeded
 from fl_unlearn.flower import measures, records
 from fl_unlearn.flower.measures import BEFORE, NOT_KEPT, Answer
 from fl_unlearn.flower.own_data import groups, part, split
 from fl_unlearn.metrics import METRICS
-from fl_unlearn.metrics.contract import Subject, measure
-from fl_unlearn.types import MeasureError
+from fl_unlearn.metrics.contract import NotKept, Subject, measure
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +47,14 @@ def answer(
     for when, model in models.items():
         subject = Subject(
             model=model,
-            original=_NotKept(next(model.parameters()).device) if before is None else before,
+            original=NotKept(NOT_KEPT, next(model.parameters()).device) if before is None else before,
             fresh=fresh,
             forget=forget,
             retained=retained,
             held_out=held_out,
             classes=tuple(asked),
             seed=records.ints(record, "seed")[0],
+            head=str(record.get("head") or "") or None,
         )
         for name in records.list_of(record, "measures"):
             _measure(when, str(name), subject, out)
@@ -90,20 +90,7 @@ def _nothing(*parts: tuple[str, Sequence[Any]]) -> str:
     )
 
 
-def untrained(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A model with random weights of this seed; torch's own random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return build().eval()
-
-
-class _NotKept(nn.Module):
-    """Stands for the model before forgetting where there is none: what needs its answers is not measured."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.nothing = nn.Parameter(torch.zeros(0, device=device))
-
-    def forward(self, x: Any) -> torch.Tensor:
-        """Always raises a MeasureError."""
-        raise MeasureError(NOT_KEPT)
+def untrained(build: Callable[[], nn.Module], seed: int, device: torch.device | str = "cpu") -> nn.Module:
+    """A model with random weights of this seed, on ``device``; torch's own random state is left as it was."""
+    with seeded(seed, device):
+        return build().eval().to(device)

@@ -48,8 +48,8 @@ class Panel:
         ignored: Classes that neither are asked for nor count as retained: they were forgotten before.
         nodes: Ids of the nodes that are asked.
         names: Node id to client name, for those that gave one.
-        failed: Client to the reason why an answer of it could not be used.
-        silent: Clients that did not answer some phase in time.
+        failed: Client to the reason why an answer of it could not be used; measuring is not counted here.
+        silent: Clients that did not answer some phase in time; the same.
         scored: How many clients' scores the last scoring used.
     """
 
@@ -274,6 +274,7 @@ class Panel:
             classes=list(self.request.classes),
             ignored=list(self.ignored),
             clients=list(self.request.clients),
+            head=self.settings.head or "",
             samples=[self.settings.calibration_samples],
             seed=[0],  # the same in every request, so that their numbers can be compared
         )
@@ -290,7 +291,8 @@ class Panel:
                 good[client] = given
             except AnswerError as e:
                 answers.failed[node] = str(e)
-        self._note(answers)
+                log.warning("what client node %d measured is not used: %s", node, e)
+        # Not noted as failed or silent: what these clients answered before, they answered.
         unanswered = ["no answer in time"] if answers.silent else []
         return [*good.values(), *map(measures.storable, answers.failed.values()), *unanswered]
 
@@ -303,8 +305,11 @@ class Panel:
     def _plausible(self, client: str, samples: int) -> None:
         """A count weighs in every sum: it must bear some relation to what the client trained on."""
         trained = self.examples.get(client)
-        if trained is not None and samples > PLAUSIBLE * max(trained, 1):
-            raise AnswerError(f"{samples} samples, where this client trained on at most {trained} in a round")
+        most = max(self.examples.values(), default=None) if trained is None else trained
+        if most is not None and samples > PLAUSIBLE * max(most, 1):
+            who = "no known client" if trained is None else "this client"
+            what = "more than" if trained is None else "at most"
+            raise AnswerError(f"{samples} samples, where {who} trained on {what} {most} in a round")
 
     def _note(self, answers: Answers) -> None:
         self.failed.update({self.label(n): why for n, why in answers.failed.items()})

@@ -12,7 +12,7 @@ from fl_unlearn.calibration import Candidate
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.lineage_io import to_networkx
-from fl_unlearn.metrics import find
+from fl_unlearn.metrics import METRICS
 from fl_unlearn.report import (
     CandidateRow,
     ClientLists,
@@ -107,7 +107,8 @@ def build_report(
 
 
 def _measures(result: ForgetResult) -> tuple[MeasureRow, ...]:
-    columns = [c for metric in find(result.settings.measures) for c in metric.columns]
+    # Not those of the settings: a request that is recalled may have been served under others.
+    columns = [c for metric in METRICS.values() for c in metric.columns]
     return tuple(
         MeasureRow(c.key, c.title, c.unit, c.good, c.about, **result.measured[c.key])
         for c in columns

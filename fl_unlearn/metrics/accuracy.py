@@ -49,6 +49,7 @@ ACCURACY = Metric(
             "%" if kind == "accuracy" else "nats",
             "retrained",
             f"{'Share classified correctly' if kind == 'accuracy' else 'Mean cross-entropy'} of {what}.",
+            1.0 if kind == "accuracy" else None,
         )
         for kind in ("accuracy", "loss")
         for key, (title, what) in _PARTS.items()

@@ -8,6 +8,7 @@ retrained model's own distance is the value to come near to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
@@ -30,6 +31,7 @@ ACTIVATION_DISTANCE = Metric(
             "",
             "retrained",
             "Mean L2 distance between the model's and the original's outputs (softmax) on forgotten samples.",
+            math.sqrt(2),
         ),
     ),
     _measure,

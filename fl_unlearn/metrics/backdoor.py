@@ -33,6 +33,7 @@ BACKDOOR = Metric(
             "retrained",
             "Share of held-out samples with the planted trigger that get the label it is to cause; a model "
             "that never saw it gives it to some by mistake.",
+            1.0,
         ),
     ),
     _measure,

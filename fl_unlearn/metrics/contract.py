@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from fl_unlearn.types import UnlearnError
+from fl_unlearn.types import MeasureError, UnlearnError
 
 Good = Literal["retrained", "low", "high"]
 """What "good" means: as near as can be to the retrained model's value; or simply low, or high (costs)."""
@@ -36,6 +37,7 @@ class Subject:
         triggered: Held-out samples with a planted trigger, under the label that it is to cause; or empty.
         classes: The classes that are to be forgotten; empty where the request names none (a client, samples).
         seed: For whatever draws at random.
+        head: Name of the model's head; None: it is found (`fisher.find_head`).
     """
 
     model: nn.Module
@@ -47,6 +49,24 @@ class Subject:
     triggered: Iterable[Any] = ()
     classes: tuple[int, ...] = ()
     seed: int = 0
+    head: str | None = None
+
+
+class NotKept(nn.Module):
+    """Stands for the model before forgetting where there is none: what needs it is not measured.
+
+    Args:
+        why: What is wrong.
+        device: Where the other models are.
+    """
+
+    def __init__(self, why: str, device: torch.device) -> None:
+        super().__init__()
+        self.why, self.nothing = why, nn.Parameter(torch.zeros(0, device=device))
+
+    def forward(self, x: Any) -> torch.Tensor:
+        """Always raises a MeasureError."""
+        raise MeasureError(self.why)
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class Column:
         unit: Of the value.
         good: What "good" means.
         about: One sentence: what is measured, and how to read it.
+        high: The largest value there can be; None: there is no bound. What clients measure is never below 0.
     """
 
     key: str
@@ -74,6 +95,7 @@ class Column:
     unit: Unit
     good: Good
     about: str
+    high: float | None = None
 
 
 @dataclass(frozen=True)

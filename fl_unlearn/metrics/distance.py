@@ -12,11 +12,13 @@ from collections.abc import Mapping
 
 import torch
 
-from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
+from fl_unlearn.metrics.contract import Column, Metric, NotKept, Number, Subject
 from fl_unlearn.types import MeasureError
 
 
 def _measure(subject: Subject) -> Mapping[str, Number]:
+    if isinstance(subject.original, NotKept):
+        raise MeasureError(subject.original.why)
     now, before = (dict(m.named_parameters()) for m in (subject.model, subject.original))
     shapes, expected = ({n: tuple(p.shape) for n, p in model.items()} for model in (now, before))
     if shapes != expected:

@@ -93,6 +93,7 @@ ENTROPY_SVC = Metric(
             "%",
             "retrained",
             "Share of forgotten samples that a classifier of output entropies takes for training samples.",
+            1.0,
         ),
     ),
     _measure,

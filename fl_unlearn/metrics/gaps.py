@@ -29,11 +29,17 @@ COLUMNS = (
             "%",
             "low",
             f"Distance of the accuracy on {title} samples from retraining's.",
+            1.0,
         )
         for key, (_, title) in _PARTS.items()
     ),
     Column(
-        TUG_OF_WAR, "tug-of-war", "", "high", "Product of 1 less each gap to retraining; 1: no gap at all."
+        TUG_OF_WAR,
+        "tug-of-war",
+        "",
+        "high",
+        "Product of 1 less each gap to retraining; 1: no gap at all.",
+        1.0,
     ),
 )
 """What `gaps` gives."""

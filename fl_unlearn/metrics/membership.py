@@ -69,6 +69,7 @@ AUC = Metric(
             "",
             "retrained",
             f"Chance that a forgotten sample has a lower {name} than a held-out one of its class.",
+            1.0,
         )
         for name in _ATTACKS
     ),
@@ -85,6 +86,7 @@ TPR = Metric(
             "%",
             "retrained",
             f"Forgotten samples recognised by a low {name} when at most 1 % of held-out ones of a class are.",
+            1.0,
         )
         for name in _ATTACKS
     ),

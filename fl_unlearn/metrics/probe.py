@@ -27,7 +27,7 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
     if not subject.classes:
         raise MeasureError("the request names no classes, so a probe has none to look for")
     try:
-        find_head(subject.model)
+        find_head(subject.model, subject.head)
     except FisherError as e:
         raise MeasureError(str(e)) from e
     train = first_of_each_class(chain(subject.forget, subject.retained), MOST)
@@ -38,8 +38,8 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
             f"a probe needs at least {LEAST} training samples of a forgotten class, and samples of others; "
             f"a client has {', '.join(str(known[c]) for c in subject.classes)}"
         )
-    fitted = features(subject.model, train)
-    h, labels = features(subject.model, subject.held_out)
+    fitted = features(subject.model, train, head=subject.head)
+    h, labels = features(subject.model, subject.held_out, head=subject.head)
     tested = torch.isin(labels, fitted[1])
     right = linear_probe(*fitted, h[tested], labels[tested])
     counts = Counter(labels[tested].tolist())
@@ -60,9 +60,12 @@ _ABOUT = (
 
 PROBE = Metric(
     "probe",
-    (
-        Column("probe-forget", "probe: forgotten", "%", "retrained", _ABOUT.format("the forgotten classes")),
-        Column("probe-retain", "probe: retained", "%", "retrained", _ABOUT.format("all other classes")),
+    tuple(
+        Column(f"probe-{key}", f"probe: {title}", "%", "retrained", _ABOUT.format(classes), 1.0)
+        for key, title, classes in (
+            ("forget", "forgotten", "the forgotten classes"),
+            ("retain", "retained", "all other classes"),
+        )
     ),
     _measure,
 )

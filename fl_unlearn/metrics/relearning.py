@@ -31,6 +31,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fl_unlearn.batches import device_of, seeded
 from fl_unlearn.fisher import find_head
 from fl_unlearn.metrics.contract import Column, Metric, Number, Subject
 from fl_unlearn.metrics.drawing import LEAST, Batches, first_of_each_class, joined, only
@@ -69,10 +70,9 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
             "the original model gets none of the forgotten samples right that relearning is tested on, or "
             "there are none"
         )
-    with torch.random.fork_rng(devices=[]):  # dropout draws
-        torch.default_generator.manual_seed(subject.seed)
+    with seeded(subject.seed, device_of(subject.model)):  # dropout draws
         steps = relearning_time(
-            _with_fresh_rows(subject.model, subject.classes),
+            _with_fresh_rows(subject.model, subject.classes, subject.head),
             mix,
             looked_at,
             SHARE * before,
@@ -89,13 +89,13 @@ def _measure(subject: Subject) -> Mapping[str, Number]:
     }
 
 
-def _with_fresh_rows(model: nn.Module, classes: tuple[int, ...]) -> nn.Module:
+def _with_fresh_rows(model: nn.Module, classes: tuple[int, ...], name: str | None) -> nn.Module:
     """A copy whose head has zeros for these classes; the model itself where there are none."""
     if not classes:
         return model
     fresh = copy.deepcopy(model)
     try:
-        _, head = find_head(fresh)
+        _, head = find_head(fresh, name)
     except FisherError as e:
         raise MeasureError(str(e)) from e
     with torch.no_grad():
@@ -115,6 +115,7 @@ RELEARNING = Metric(
             f"Steps of SGD on a few samples until the forget accuracy is back at {SHARE:g} of the "
             f"original's; {STEPS} where it was not by then. Features that still know it take fewer than "
             "retrained ones.",
+            STEPS,
         ),
         Column(
             "relearn-capped",
@@ -122,6 +123,7 @@ RELEARNING = Metric(
             "%",
             "retrained",
             f"Share of clients, by samples, where it was not back after {STEPS} steps.",
+            1.0,
         ),
     ),
     _measure,

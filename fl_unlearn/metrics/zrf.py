@@ -48,6 +48,7 @@ ZRF = Metric(
             "",
             "retrained",
             "1 less the divergence from an untrained model's outputs on forgotten samples; 1: as ignorant.",
+            1.0,
         ),
     ),
     _measure,

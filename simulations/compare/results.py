@@ -39,7 +39,12 @@ CHECKPOINT = (
         "checkpoints: forgotten, worst",
         "%",
         "low",
+<<<<<<< HEAD
         "Highest held-out accuracy of an earlier global model on the forgotten classes, changed alike.",
+=======
+        "Most that an earlier global model still knows of the forgotten classes after the same change.",
+        1.0,
+>>>>>>> f107f8c952f71aa6ffe56f0bba0bfc941232a4bf
     ),
     Column(
         "checkpoints-drop",
@@ -47,6 +52,7 @@ CHECKPOINT = (
         "%",
         "low",
         "Most that an earlier global model lost of its accuracy on the rest by the same change.",
+        1.0,
     ),
 )
 """What a strategy makes of the run's earlier global models, where it changes them too; held-out samples."""
