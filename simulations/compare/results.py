@@ -39,12 +39,8 @@ CHECKPOINT = (
         "checkpoints: forgotten, worst",
         "%",
         "low",
-<<<<<<< HEAD
         "Highest held-out accuracy of an earlier global model on the forgotten classes, changed alike.",
-=======
-        "Most that an earlier global model still knows of the forgotten classes after the same change.",
         1.0,
->>>>>>> f107f8c952f71aa6ffe56f0bba0bfc941232a4bf
     ),
     Column(
         "checkpoints-drop",
