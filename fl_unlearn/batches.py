@@ -122,7 +122,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """
     where = torch.device(device)
     gpus = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
