@@ -57,8 +57,8 @@ class FedUnlearnPE(Strategy):
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise StrategyError(f"{self.name}: share must be above 0, at most 1, got {self.share!r}")
-        if self.rounds < 1:
-            raise StrategyError(f"{self.name}: rounds must be at least 1, got {self.rounds}")
+        if self.rounds < 0:
+            raise StrategyError(f"{self.name}: rounds must be at least 0 (only reset), got {self.rounds}")
         if self.reset not in ("zero", "initial"):
             raise StrategyError(f"{self.name}: reset must be 'zero' or 'initial', got {self.reset!r}")
 

@@ -248,11 +248,6 @@ def choose_for_data(
     if settings.force:
         return candidates[0]
     known = measured(forget[0], "forgotten")
-    if known <= like:
-        return (
-            f"clients measure {known:.1%} on what is to be forgotten, and {like:.1%} on held-out samples of "
-            "like labels: there is no more of it to take away. Nothing was changed"
-        )
     free = [c for c in candidates if c.retain_drop <= settings.max_retain_drop]
     best = min(free, key=lambda c: (c.forget_accuracy, c.cost, -c.dampening, c.threshold), default=None)
     if best is not None and best.passed and best.forget_accuracy < known:

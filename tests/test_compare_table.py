@@ -159,9 +159,8 @@ def test_how_values_are_shown(unit: str, value: float, text: str) -> None:
 
 # --------------------------------------------------------------------------- in words
 def _beyond(**probe: list[float | None]) -> str:
-    c = comparison(
-        {s: {"probe-forget": v} for s, v in probe.items()}, (ACCURACY, column("probe-forget", title="the probe"))
-    )
+    columns = (ACCURACY, column("probe-forget", title="the probe"))
+    c = comparison({s: {"probe-forget": v} for s, v in probe.items()}, columns)
     return " ".join(summarise(Sheet(c)).beyond)
 
 
@@ -197,7 +196,8 @@ def test_without_mask_the_original_is_held_against() -> None:
 
 
 def test_without_retraining_nothing_is_said_of_nearness() -> None:
-    c = comparison({s: {"probe-forget": [0.5]} for s in ("original", "mask", "fiun")}, (column("probe-forget"),))
+    values = {s: {"probe-forget": [0.5]} for s in ("original", "mask", "fiun")}
+    c = comparison(values, (column("probe-forget"),))
     said = summarise(Sheet(c))
     assert said.beyond == []
     assert NO_YARDSTICK in said.measured
