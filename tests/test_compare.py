@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 from compare_runs import SMALL, compare
@@ -91,6 +92,22 @@ def test_files_of_another_federation_are_an_error(made) -> None:
         compare(made[0], rounds=3)
 
 
+def test_results_of_another_request_are_an_error(made) -> None:
+    with pytest.raises(SettingError, match="holds results of another request"):
+        compare(made[0], forget_classes="5")
+
+
+def test_a_refusal_on_one_seed_is_no_value_of_the_strategy(made, tmp_path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(made[0], folder)
+    path = folder / "digits-class" / "seed-1" / "mask.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "refused": "too like"}))
+    (comparison,) = compare(folder)
+    assert len(comparison.values("mask", "held-retain-accuracy")) == 1
+    assert comparison.why("mask", "held-retain-accuracy") == "refused: too like"
+    assert "mask" not in comparison.refused
+
+
 def test_results_are_read_as_they_were_written(made, tmp_path) -> None:
     write_json(made[1], tmp_path / "results.json")
     assert read_json(tmp_path / "results.json") == made[1]
@@ -124,6 +141,7 @@ def test_nothing_is_trained_when_no_strategy_can_serve_the_request(tmp_path) -> 
         (["--set", "clients=0"], "clients must be at least 1, got 0"),
         (["--set", "forget-classes=x"], "forget-classes must look like"),
         (["--set", "forget-clients=9"], "there is no client '9'"),
+        (["--set", "forget-classes=42"], "there is no class 42: they are 0 to 9"),
     ],
 )
 def test_a_bad_command_line_is_an_error_before_anything_is_made(arguments, said, tmp_path, capsys) -> None:

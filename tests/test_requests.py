@@ -42,6 +42,7 @@ def test_kinds_and_what_they_name(request_, kind, of_a, of_b) -> None:
         ({}, "at least one class, client or sample"),
         ({"classes": (1,), "samples": {"a": (0,)}}, "samples go with neither classes nor clients"),
         ({"clients": ("a",), "samples": {"a": (0,)}}, "samples go with neither classes nor clients"),
+        ({"classes": (3,), "clients": "10"}, "clients is a tuple of names"),
         ({"samples": {"a": ()}}, "no sample of client 'a' is named"),
         ({"samples": {"a": (-1,)}}, "a sample's position is a whole number from 0 up, got -1"),
         ({"samples": {"a": (True,)}}, "a sample's position is a whole number from 0 up, got True"),
