@@ -46,6 +46,17 @@ class Cost:
     bytes_up: int = 0
     client_seconds: float = 0.0
 
+    def add(self, sent: Tensors, answers: Mapping[str, Answer]) -> None:
+        """Count one question that was sent to, and answered by, these clients."""
+        self.rounds += 1
+        self.bytes_down += len(answers) * _size_of(sent)
+        self.bytes_up += sum(_size_of(a.tensors) for a in answers.values())
+        self.client_seconds += sum(a.seconds for a in answers.values())
+
+
+def _size_of(tensors: Tensors) -> int:
+    return sum(t.numel() * t.element_size() for state in tensors.values() for t in state.values())
+
 
 class Federation(Protocol):
     """The clients, as a strategy asks them."""

@@ -5,7 +5,7 @@ Training and retraining go through here too, so that retraining differs from tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -192,10 +192,3 @@ def average(models: Mapping[str, tuple[StateDict, float]]) -> State:
 def seed_of(seed: int, number: int, index: int) -> int:
     """A seed of its own for each run, round and client, so that a run repeats exactly."""
     return (seed * 100_003 + number) * 100_003 + index
-
-
-def frozen_except(model: nn.Module, names: Collection[str]) -> list[nn.Parameter]:
-    """Freeze all parameters but the named ones; returns these."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    return [p for p in model.parameters() if p.requires_grad]

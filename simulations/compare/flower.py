@@ -14,7 +14,6 @@ from fl_unlearn.flower.client import partition_name
 from fl_unlearn.flower.exchange import match, natural
 from fl_unlearn.types import AnswerError, ForgetRequest, UnlearnError
 from simulations.compare import messages
-from simulations.compare.local import size_of
 from strategies import tasks
 from strategies.client import PARTS, Client
 from strategies.contract import Cost
@@ -83,10 +82,7 @@ class FlowerFederation:
         answers = dict(self._exchange(task, content, labels).values())
         if list(answers) != names:
             raise StrategyError(f"asked the clients {', '.join(names)}, they answer as {', '.join(answers)}")
-        self._cost.rounds += 1
-        self._cost.bytes_down += len(names) * size_of(sent)
-        self._cost.bytes_up += sum(size_of(a.tensors) for a in answers.values())
-        self._cost.client_seconds += sum(a.seconds for a in answers.values())
+        self._cost.add(sent, answers)
         return answers
 
     def _meet(self) -> tuple[dict[str, int], dict[str, Mapping[str, int]]]:

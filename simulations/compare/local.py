@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fl_unlearn.types import ForgetRequest, StateDict
+from fl_unlearn.types import ForgetRequest
 from strategies import tasks
 from strategies.client import PARTS, Client
 from strategies.contract import Cost
@@ -55,13 +55,5 @@ class LocalFederation:
             raise StrategyError(f"there is no client {unknown[0]!r}: they are {', '.join(self._clients)}")
         sent = tensors or {}
         answers = {n: tasks.run(task, self._clients[n], sent, settings or {}) for n in names}
-        self._cost.rounds += 1
-        self._cost.bytes_down += len(names) * size_of(sent)
-        self._cost.bytes_up += sum(size_of(a.tensors) for a in answers.values())
-        self._cost.client_seconds += sum(a.seconds for a in answers.values())
+        self._cost.add(sent, answers)
         return answers
-
-
-def size_of(tensors: Mapping[str, StateDict]) -> int:
-    """Bytes of all tensors."""
-    return sum(t.numel() * t.element_size() for state in tensors.values() for t in state.values())
