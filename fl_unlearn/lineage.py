@@ -30,11 +30,15 @@ _canonical = json.JSONEncoder(separators=(",", ":"), default=lambda blob: [blob.
 
 
 class NodeKind:
-    """The kinds of a federation's nodes; any other non-empty text is a kind too (a stage, a worker...)."""
+    """The kinds of nodes that are recorded here; any other non-empty text is a kind too.
+
+    ``TRAINED`` is a model trained outside of federated rounds (`model_graph`).
+    """
 
     INITIAL = "initial"
     CLIENT_UPDATE = "client-update"
     AGGREGATE = "aggregate"
+    TRAINED = "trained"
 
 
 @dataclass(frozen=True)
@@ -224,13 +228,14 @@ class UMIG(LineageAppender):
             return walk(connection, starts, len(self), back=back)
 
     def roots(self, owners: Iterable[str]) -> list[Node]:
-        """The paper's initial unlearning models: the first updates of ``owners``.
+        """The paper's initial unlearning models: the first models trained by ``owners``.
 
-        That is, their client updates that do not descend from another client update of theirs. An owner
-        without updates has none.
+        That is, their client updates, and models trained outside of rounds, that do not descend from another
+        one of theirs. An owner without any has none.
         """
-        sql = f"SELECT id FROM node WHERE kind = ? AND owner IN {NAMES} ORDER BY id"
-        starts = self._ids(sql, NodeKind.CLIENT_UPDATE, json.dumps(known_texts(owners, "an owner")))
+        sql = f"SELECT id FROM node WHERE kind IN (?, ?) AND owner IN {NAMES} ORDER BY id"
+        known = json.dumps(known_texts(owners, "an owner"))
+        starts = self._ids(sql, NodeKind.CLIENT_UPDATE, NodeKind.TRAINED, known)
         reached, _ = self._walk(starts)
         return list(self._stream(starts[~reached[starts]]))
 
