@@ -41,7 +41,7 @@ class PlannedModel:
         self, name: str, parents: Parents = (), owner: str | None = None, trains: str = "all"
     ) -> None:
         for what, value in (("name", name), ("owner", owner), ("trains", trains)):
-            if not (isinstance(value, str) and value or (what == "owner" and value is None)):
+            if not (value and isinstance(value, str)) and (value is not None or what != "owner"):
                 raise LineageError(f"{what} of a planned model must be a non-empty text, got {value!r}")
         values = {"name": name, "parents": weighted(parents), "owner": owner, "trains": trains}
         for field_name, value in values.items():

@@ -6,7 +6,7 @@ from fl_unlearn.plan import PlannedModel
 
 
 def slow_ordered(plan: list[PlannedModel]) -> list[PlannedModel]:
-    """Again and again the first model in the list whose parents in the plan are done; [] where there is none."""
+    """Again and again the first model left whose parents in the plan are done; [] where there is none."""
     left, done = list(plan), list[PlannedModel]()
     while left:
         waiting = {m.name for m in left}

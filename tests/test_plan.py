@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import FrozenInstanceError, replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_a_circle_is_found_whenever_there_is_one(plan):
     parents = {m.name: m.parents for m in plan}
     circle = str(caught.value).split(": ")[1].split(";")[0].replace("'", "").split(" from ")
     assert circle[0] == circle[-1]
-    assert all(above in parents[below] for below, above in zip(circle, circle[1:], strict=False))
+    assert all(above in parents[below] for below, above in pairwise(circle))
 
 
 def test_a_long_chain_is_ordered():
