@@ -1,7 +1,7 @@
 """Models that inherit from one another in any way, not only in federated rounds; no Flower needed.
 
-A model starts from one other or from the mean of several, is trained on somebody's data or on nobody's, and is
-recorded with that: federated rounds, stages of incremental learning, workers of a distributed training,
+A model starts from one other or from the mean of several, is trained on somebody's data or on nobody's, and
+is recorded with that: federated rounds, stages of incremental learning, workers of a distributed training,
 fine-tuned copies. `graph_unlearning` then forgets in all of them at once.
 """
 
@@ -49,7 +49,9 @@ class ModelGraph:
     def __enter__(self) -> ModelGraph:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -154,9 +156,7 @@ class ModelGraph:
             return self._recorded(name, shares, owner)
         state = self.start(shares)
         model: Trained = train(dict(state)) if train is not None else state
-        return self.register(
-            name, model, parents=shares, owner=owner, examples=examples, metadata=metadata
-        )
+        return self.register(name, model, parents=shares, owner=owner, examples=examples, metadata=metadata)
 
     def grow(
         self,

@@ -49,7 +49,9 @@ def weighted(parents: Parents) -> dict[str, float]:
         raise LineageError(f"a parent is named twice, got {list(parents)}; give it a larger weight instead")
     for name, weight in given.items():
         if isinstance(weight, bool) or not (math.isfinite(weight) and weight > 0):
-            raise LineageError(f"the weight of parent {name!r} must be a finite number above 0, got {weight!r}")
+            raise LineageError(
+                f"the weight of parent {name!r} must be a finite number above 0, got {weight!r}"
+            )
     total = sum(given.values())
     return {name: weight / total for name, weight in given.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from fl_unlearn.files import write_atomically
@@ -14,29 +14,11 @@ from fl_unlearn.types import ClassScores, StateDict
 from fl_unlearn.verify import score_state
 from simulations.inheritance.config import Config, ConfigError
 from simulations.inheritance.methods import METHODS, Applied, Bench, Tell, methods_of
+from simulations.inheritance.results import BEFORE, RETRAINED, Result, Row, Spent
 from simulations.inheritance.tasks import train_settings
 from simulations.inheritance.world import World
 from strategies.client import batches_of
 from strategies.contract import Federation, State
-
-RETRAINED, BEFORE = "retrained", "before"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was measured of one model, on test samples of labels that it has learned or inherited.
-
-    Attributes:
-        model: Its name.
-        method: `BEFORE`, `RETRAINED`, or a method.
-        forget: Accuracy on the labels to forget, 0 to 1; None: it never learned one.
-        retained: Accuracy on its other labels; None: it has none.
-    """
-
-    model: str
-    method: str
-    forget: float | None
-    retained: float | None
 
 
 class Experiment:
@@ -100,13 +82,45 @@ class Experiment:
         found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
         return found
 
-    def forget(self, method: str) -> tuple[Applied, list[Row]]:
-        """Forget by one method, and measure every affected model."""
+    def run(self, *, retrain: bool = True) -> Result:
+        """Everything that is not there yet: train, retrain, forget by each method, measure.
+
+        Args:
+            retrain: Whether the affected models are retrained, which takes about as long as training them.
+        """
+        self.train()
+        if retrain:
+            self.retrain()
+        scenario, spent = self.world.scenario, {}
         with ModelGraph(self.out / "models") as graph:
-            bench = Bench(self.world, self.federation, graph, self.tell)
-            applied = METHODS[method](bench)
-            rows = self.measure(method, lambda name: applied.state(graph, name))
-        return applied, rows
+            rows = self.measure(BEFORE, graph.state)
+            for name in methods_of(self.world.config.methods):
+                applied, own = self.forget(name, graph)
+                rows += own
+                spent[name] = Spent(
+                    applied.seconds, applied.wall, applied.rounds, applied.facts, applied.refused
+                )
+        if retrain:
+            with ModelGraph(self.out / "retrained") as again:
+                rows += self.measure(RETRAINED, again.state)
+        seconds = self.seconds()
+        result = Result(
+            self.world.config.to_mapping(),
+            {"scenario": scenario.about, "data": self.world.bundle.about},
+            scenario.forget,
+            tuple(scenario.affected()),
+            tuple(rows),
+            seconds.get("train", {}),
+            seconds.get("retrain", {}),
+            spent,
+        )
+        result.save(self.out)
+        return result
+
+    def forget(self, method: str, graph: ModelGraph) -> tuple[Applied, list[Row]]:
+        """Forget by one method, and measure every affected model; the graph stays as it is."""
+        applied = METHODS[method](Bench(self.world, self.federation, graph, self.tell))
+        return applied, self.measure(method, lambda name: applied.state(graph, name))
 
     def measure(self, method: str, state: Callable[[str], StateDict]) -> list[Row]:
         """Measure every affected model of one method."""
@@ -122,9 +136,7 @@ class Experiment:
         write_atomically(self.out / name, json.dumps(value, indent=1).encode())
 
 
-def row_of(
-    model: str, method: str, scores: ClassScores, known: frozenset[int], forget: Sequence[int]
-) -> Row:
+def row_of(model: str, method: str, scores: ClassScores, known: frozenset[int], forget: Sequence[int]) -> Row:
     """A model's accuracies over the labels it knows."""
     forgotten, others = known & set(forget), known - set(forget)
     unknown = set(scores.total)

@@ -54,8 +54,10 @@ def _optimizer(parameters: list[nn.Parameter], s: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=s["lr"], momentum=s["momentum"], weight_decay=s["weight-decay"])
 
 
-def train_settings(config: Config, model: PlannedModel, part: str, head: str, position: int) -> dict[str, Any]:
-    """The settings of the task ``inheritance.train`` for one model; ``position`` is the model's in the plan."""
+def train_settings(
+    config: Config, model: PlannedModel, part: str, head: str, position: int
+) -> dict[str, Any]:
+    """The settings of the task ``inheritance.train`` for one model; ``position`` is its own in the plan."""
     return {
         "part": part,
         "trains": model.trains,

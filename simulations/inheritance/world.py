@@ -66,7 +66,9 @@ class World:
     def build_model(self) -> nn.Module:
         """The model, with weights of torch's random state."""
         c, data = self.config, self.bundle
-        return models.build(c.model, data.inputs, data.num_classes, size=c.size, weights=Path(c.weights) if c.weights else "")
+        return models.build(
+            c.model, data.inputs, data.num_classes, size=c.size, weights=Path(c.weights) if c.weights else ""
+        )
 
     @cached_property
     def head(self) -> str:
