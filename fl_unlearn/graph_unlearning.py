@@ -1,16 +1,18 @@
 """Forgetting classes in every model that inherited them, over any inheritance graph; no Flower needed.
 
-Owners compute Fisher sums of the graph's *sources*: the newest affected models, those that no affected model
-inherits from. The forget Fishers of all sources, holders and classes are merged (MFIM), the reference is the
-mean over the sources' retained data, and one FIUn update is built of both. Owners score every candidate on the
-affected models; what is chosen is applied to all of them in parallel. Nothing is measured, or changed, on models
-that did not inherit what is to be forgotten.
+Owners compute Fisher sums of the graph's *sources*: those affected models from which no other inherits. Of
+each it is those owners whose data the model has inherited. The forget Fishers of all sources, holders and
+classes are merged (MFIM), the reference is the mean of the sources', and one FIUn update is built of both.
+Owners then score its variants, one for each threshold and dampening, on the affected models. The variant that
+forgets on all of them at the least cost is applied to all, in parallel. Where no variant suits all, each model
+gets that which suits it; where one has none, nothing is changed. Models that did not inherit what is to be
+forgotten are left as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +21,7 @@ from torch import nn
 from fl_unlearn import evidence
 from fl_unlearn.apply import stage
 from fl_unlearn.batches import sample, unpack
-from fl_unlearn.calibration import Candidate, explain_refusal, judge, sum_scores
+from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, sum_scores
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
 from fl_unlearn.merge import FisherPart, merge
@@ -122,9 +124,7 @@ class LocalOwners:
         candidates = [None, *(base.variant(t, lam) for t, lam in settings.grid)]
         for owner in owners:
             data = sample(self._data[owner], request.classes, settings.calibration_samples)
-            found[owner] = score_candidates(
-                model, data, candidates, device=self._device, head=settings.head
-            )
+            found[owner] = score_candidates(model, data, candidates, device=self._device, head=settings.head)
         return found
 
     def _model(self, state: StateDict) -> nn.Module:
@@ -138,23 +138,31 @@ class Found:
     """What was found for a request; nothing is changed yet.
 
     Attributes:
+        request: The request.
         roots: The first models that learned what is to be forgotten.
         affected: They and everything that inherits from them, in chronological order.
         sources: The models whose Fishers the update is made of.
-        scored: Model to what was measured of each candidate there.
-        updates: Affected model to the update it gets; empty when refused.
+        scored: Model to what was measured there of each variant of the update, in the order of
+            ``settings.grid``.
+        shared: What was chosen for all models; None where each has its own, or was refused.
+        updates: Affected model to the update it gets, a variant of one; empty when refused.
         refused: Why nothing may be changed.
     """
 
+    request: ForgetRequest
     roots: tuple[str, ...]
     affected: tuple[str, ...]
     sources: tuple[str, ...]
-    scored: Mapping[str, Sequence[Candidate]] = field(default_factory=dict)
-    updates: Mapping[str, DampeningUpdate] = field(default_factory=dict)
+    scored: Mapping[str, Sequence[Candidate]]
+    shared: Candidate | None
+    updates: Mapping[str, DampeningUpdate]
     refused: str = ""
 
-    def commit(self, graph: ModelGraph, request: ForgetRequest) -> int:
-        """Apply the updates to every affected checkpoint, all or nothing; how many were changed.
+    def commit(self, graph: ModelGraph) -> int:
+        """Apply the updates to every affected checkpoint, all or nothing.
+
+        Returns:
+            How many checkpoints were changed; those that had the update before are left as they are.
 
         Raises:
             RequestError: If the request was refused.
@@ -162,9 +170,8 @@ class Found:
         """
         if not self.updates:
             raise RequestError(self.refused or "there is no update to apply")
-        newest = self.updates[self.affected[-1]]
-        staged = stage(graph.store, self.updates, newest)
-        staged.commit(request.to_json())
+        staged = stage(graph.store, self.updates, self.updates[self.affected[-1]])
+        staged.commit(self.request.to_json())
         return len(staged.files)
 
 
@@ -175,6 +182,7 @@ def find(
     settings: UnlearnSettings | None = None,
     *,
     most_sources: int = 8,
+    most_scored: int = 12,
     tell: Told = lambda text: None,
 ) -> Found:
     """Find the update that makes every affected model forget classes, or why there is none.
@@ -183,8 +191,10 @@ def find(
         graph: The models.
         request: Classes, of all owners or of some.
         owners: Those who own the data.
-        settings: How; those of the network, of erasing and ``calibration_models`` play no part.
-        most_sources: Most models whose Fishers are computed.
+        settings: How; of them those of the network, of erasing, ``reference`` and ``calibration_models`` play
+            no part.
+        most_sources: Of how many models the Fisher is computed at most; evenly spread.
+        most_scored: On how many models variants are scored at most; evenly spread, and all sources.
         tell: Told what is done next.
 
     Raises:
@@ -194,75 +204,122 @@ def find(
     s = settings or UnlearnSettings()
     if request.kind != "classes":
         raise RequestError(f"over a graph only classes can be forgotten, got a request for {request.kind}")
-    if s.erases:
-        raise SettingsError("over a graph nothing is erased in hidden layers; use erase='none'")
+    if s.erases or s.reference != "shared":
+        raise SettingsError("over a graph, use erase='none' and reference='shared'")
+    if most_sources < 1 or most_scored < 1:
+        raise SettingsError(
+            f"at least one model is looked at, got most_sources={most_sources}, most_scored={most_scored}"
+        )
     counts = owners.counts(request)
     held = evidence.holders(request, graph.store, counts)
     roots = tuple(n.name for n in graph.umig.roots(held))
     if not roots:
-        raise RequestError(f"no model in {graph.store.folder} was trained on the data of {sorted(held)}")
+        raise RequestError(
+            f"no model in {graph.store.folder} was trained on the data of {', '.join(sorted(held))}, who "
+            "hold what is to be forgotten; is this the folder of the right graph?"
+        )
     affected = tuple(n.name for n in graph.umig.affected(roots))
-    return _Work(graph, request, owners, s, roots, affected, counts).found(most_sources, tell)
+    sources = tuple(spread(leaves(graph, affected), most_sources))
+    work = _Work(graph, request, owners, s, counts, tell)
+    base = work.base(sources)
+    wanted = {*sources, *spread(affected, most_scored)}
+    scored = {name: work.judged(name, base) for name in affected if name in wanted}
+    shared, own = choose_for(scored)
+    found = Found(request, roots, affected, sources, scored, shared, {})
+    if not own:
+        worst = max(scored.values(), key=lambda cs: min((c.forget_accuracy, c.retain_drop) for c in cs))
+        return replace(found, refused=explain_refusal(worst, s))
+    chosen = {name: own[nearest(affected, name, own)] for name in affected}
+    variants = {c: base.variant(*c) for c in set(chosen.values())}
+    return replace(found, updates={name: variants[c] for name, c in chosen.items()})
+
+
+def choose_for(
+    scored: Mapping[str, Sequence[Candidate]],
+) -> tuple[Candidate | None, dict[str, tuple[float, float]]]:
+    """The variant that passes on every model at the least mean cost; failing that, each model's own.
+
+    Args:
+        scored: Model to what was measured of each variant; not empty, the same variants everywhere.
+
+    Returns:
+        What was chosen for all, with the worst accuracy, the worst drop and the mean cost over the models, or
+        None; and model to threshold and dampening, empty if there is a model without any that passes.
+    """
+    together = [_joined(same) for same in zip(*scored.values(), strict=True)]
+    best = choose(together)
+    if best is not None:
+        return best, dict.fromkeys(scored, (best.threshold, best.dampening))
+    own = {name: choose(candidates) for name, candidates in scored.items()}
+    fine = {name: (c.threshold, c.dampening) for name, c in own.items() if c is not None}
+    return None, fine if len(fine) == len(own) else {}
+
+
+def _joined(same: Sequence[Candidate]) -> Candidate:
+    """One variant over all models."""
+    forget, drop = max(c.forget_accuracy for c in same), max(c.retain_drop for c in same)
+    return Candidate(
+        same[0].threshold,
+        same[0].dampening,
+        forget,
+        min(c.retain_accuracy for c in same),
+        drop,
+        forget,
+        drop,
+        sum(c.cost for c in same) / len(same),
+        all(c.passed for c in same),
+        all(c.everywhere for c in same),
+    )
 
 
 class _Work:
+    """A request as it is served: what the owners are asked."""
+
     def __init__(
         self,
         graph: ModelGraph,
         request: ForgetRequest,
         owners: Owners,
         settings: UnlearnSettings,
-        roots: tuple[str, ...],
-        affected: tuple[str, ...],
         counts: Mapping[str, Mapping[int, int]],
+        tell: Told,
     ) -> None:
-        self.graph, self.request, self.owners, self.settings = graph, request, owners, settings
-        self.roots, self.affected, self.counts = roots, affected, counts
+        self.graph, self.request, self.owners = graph, request, owners
+        self.settings, self.counts, self.tell = settings, counts, tell
 
-    def found(self, most_sources: int, tell: Told) -> Found:
-        sources = spread(leaves(self.graph, self.affected), most_sources)
+    def base(self, sources: Sequence[str]) -> DampeningUpdate:
+        """The update of which all candidates are variants, from the Fishers of the sources."""
         parts: list[FisherPart] = []
         references = []
         for i, name in enumerate(sources, start=1):
-            tell(f"Fisher of {name} ({i} of {len(sources)} sources)")
-            fishers = self.fishers(name)
-            parts += [
-                FisherPart(f"{name}/{p.holder}", p.label, p.mean, p.count) for p in evidence.parts(fishers)
-            ]
+            self.tell(f"Fisher of {name} (source {i} of {len(sources)})")
+            state = self.graph.state(name)
+            fishers = self.owners.fishers(state, self.request, self.settings, self.behind(name))
+            parts += [replace(part, holder=f"{name}/{part.holder}") for part in evidence.parts(fishers)]
             references.append(evidence.retained(fishers.values()).mean([REST]))
         merged = merge(parts, self.settings.merge_rule)
-        state = self.graph.state(sources[-1])
-        reference = {n: torch.stack([r[n] for r in references]).mean(0) for n in merged}
-        base = self.build(merged, reference, state)
-        rows = {}
-        for i, name in enumerate(self.affected, start=1):
-            tell(f"scoring candidates on {name} ({i} of {len(self.affected)} models)")
-            rows[name] = self.judged(name, base)
-        return Found(self.roots, self.affected, tuple(sources), rows), base
-
-    def fishers(self, name: str) -> Mapping[str, FisherSums]:
-        behind = [o for o in self.graph.owners_behind(name) if o in self.counts]
-        return self.owners.fishers(self.graph.state(name), self.request, self.settings, behind)
-
-    def build(self, forget: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor], state: StateDict) -> DampeningUpdate:
         return build_update(
-            forget,
-            reference,
+            merged,
+            {n: torch.stack([r[n] for r in references]).mean(dim=0) for n in merged},
             threshold=self.settings.thresholds[0],
             dampening=self.settings.dampenings[0],
-            signature=signature_of(state),
+            signature=signature_of(self.graph.state(sources[-1])),
         )
 
     def judged(self, name: str, base: DampeningUpdate) -> list[Candidate]:
-        behind = [o for o in self.graph.owners_behind(name) if o in self.counts]
-        scores = self.owners.scores(self.graph.state(name), self.request, self.settings, base, behind)
-        rows = sum_scores({o: [own] for o, own in scores.items()}, self.request)
-        return judge(rows, self.settings)
+        """What owners measure of every candidate on one model, on samples of data that it has inherited."""
+        self.tell(f"scoring {len(self.settings.grid)} variants on {name}")
+        state = self.graph.state(name)
+        scores = self.owners.scores(state, self.request, self.settings, base, self.behind(name))
+        return judge(sum_scores({o: [own] for o, own in scores.items()}, self.request), self.settings)
+
+    def behind(self, name: str) -> list[str]:
+        return [owner for owner in self.graph.owners_behind(name) if owner in self.counts]
 
 
 def leaves(graph: ModelGraph, names: Sequence[str]) -> list[str]:
     """Those of some models from which no other of them inherits."""
-    inner = {p for name in names for p in graph.umig.parents(name)}
+    inner = {parent for name in names for parent, weight in graph.umig.parents(name).items() if weight}
     return [name for name in names if name not in inner]
 
 
@@ -270,3 +327,9 @@ def spread(names: Sequence[str], most: int) -> list[str]:
     """At most ``most`` names, evenly spread from the first to the last."""
     most = min(most, len(names))
     return [names[round(i * (len(names) - 1) / max(1, most - 1))] for i in range(most)]
+
+
+def nearest(names: Sequence[str], name: str, among: Mapping[str, Any]) -> str:
+    """Of ``among``, the one that is nearest to ``name`` in the order of ``names``, the newer one of two."""
+    at = {n: i for i, n in enumerate(names)}
+    return min(among, key=lambda other: (abs(at[other] - at[name]), -at[other]))

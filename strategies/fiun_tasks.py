@@ -28,6 +28,7 @@ def ask_scores(
     base: DampeningUpdate,
     settings: UnlearnSettings,
     groups: Sequence[str],
+    clients: Sequence[str] | None = None,
 ) -> dict[str, dict[str, list[list[ClassScores]]]]:
     """Clients' scores of models, each as it is and under every candidate.
 
@@ -37,6 +38,7 @@ def ask_scores(
         base: The update of which all candidates are variants.
         settings: The candidates, and how many samples to score on.
         groups: Groups of samples: a part of a client's data, or several joined by "+", the first one first.
+        clients: Whom to ask; None: all.
 
     Returns:
         Group to client to scores: one row per model; in it the model as it is, then each candidate.
@@ -53,6 +55,7 @@ def ask_scores(
             "head": settings.head or "",
             "groups": list(groups),
         },
+        clients,
     )
     return {g: {name: _read_scores(a.tensors[g]) for name, a in answers.items()} for g in groups}
 

@@ -1,0 +1,116 @@
+"""What a config makes: the scenario, the data and its owners, the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_unlearn.fisher import find_head
+from fl_unlearn.types import ForgetRequest
+from simulations import datasets, models, scenarios
+from simulations.datasets.bundle import Bundle
+from simulations.inheritance.config import Config
+from simulations.scenarios.contract import Scenario
+from simulations.scenarios.shares import share
+from strategies.client import Client
+from strategies.contract import State
+from strategies.training import state_of
+
+
+@dataclass(frozen=True)
+class World:
+    """One experiment's world; made anew, it is the same.
+
+    Attributes:
+        config: The config.
+    """
+
+    config: Config
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The data set."""
+        c = self.config
+        return datasets.load(
+            c.dataset,
+            c.data_root,
+            max_train=c.samples,
+            max_test=c.test_samples,
+            image_size=c.image_size,
+            tokens=c.tokens,
+            vocabulary=c.vocabulary,
+        )
+
+    @cached_property
+    def scenario(self) -> Scenario:
+        """The graph, and who owns which labels."""
+        c = self.config
+        return scenarios.build(
+            c.scenario,
+            self.bundle.num_classes,
+            forget=c.forget_labels(),
+            length=c.length or None,
+            overlap=c.overlap if c.overlap >= 0 else None,
+        )
+
+    @property
+    def request(self) -> ForgetRequest:
+        """What is to be forgotten."""
+        return ForgetRequest(self.scenario.forget)
+
+    def build_model(self) -> nn.Module:
+        """The model, with weights of torch's random state."""
+        c, data = self.config, self.bundle
+        return models.build(
+            c.model, data.inputs, data.num_classes, size=c.size, weights=Path(c.weights) if c.weights else ""
+        )
+
+    @cached_property
+    def head(self) -> str:
+        """Name of the model's head."""
+        return find_head(self.build_model())[0]
+
+    def initial_state(self) -> State:
+        """What every model without parents starts from: one draw, so that averages make sense."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            return state_of(self.build_model())
+
+    def shares(self, part: str) -> dict[str, np.ndarray]:
+        """Owner to the positions of its samples in the training or the test part."""
+        c, labels = self.config, (self.bundle.train if part == "train" else self.bundle.test).labels.numpy()
+        return share(
+            self.scenario,
+            labels,
+            partition=c.partition if part == "train" else "even",
+            alpha=c.alpha,
+            classes_per_owner=c.classes_per_owner,
+            seed=c.seed,
+        )
+
+    @cached_property
+    def clients(self) -> dict[str, Client]:
+        """Owner to its side of the work."""
+        train, test = self.shares("train"), self.shares("test")
+        return {
+            owner: Client(
+                owner,
+                index,
+                self.build_model,
+                self.bundle.train.rows(train[owner]),
+                self.bundle.test.rows(test[owner]),
+                self.request,
+            )
+            for index, owner in enumerate(self.scenario.owners)
+        }
+
+
+@lru_cache(maxsize=4)
+def world_of(config: Config) -> World:
+    """The world of a config, kept."""
+    return World(config)
