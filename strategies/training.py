@@ -177,10 +177,7 @@ def average(models: Mapping[str, tuple[StateDict, float]]) -> State:
     try:
         return model_graph.average(models.values())
     except LineageError as e:
-        finite = {
-            c: all(bool(t.isfinite().all()) for t in state.values()) for c, (state, _) in models.items()
-        }
-        bad = [client for client, sound in finite.items() if not sound]
+        bad = [c for c, (state, _) in models.items() if not all(t.isfinite().all() for t in state.values())]
         raise StrategyError(f"at {', '.join(bad) or 'the server'}: {e}") from e
 
 
