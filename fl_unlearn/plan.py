@@ -44,8 +44,8 @@ class PlannedModel:
             if not (value and isinstance(value, str)) and (value is not None or what != "owner"):
                 raise LineageError(f"{what} of a planned model must be a non-empty text, got {value!r}")
         values = {"name": name, "parents": weighted(parents), "owner": owner, "trains": trains}
-        for field_name, value in values.items():
-            object.__setattr__(self, field_name, value)
+        for attribute, given in values.items():
+            object.__setattr__(self, attribute, given)
 
 
 def weighted(parents: Parents) -> dict[str, float]:
