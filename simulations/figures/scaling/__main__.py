@@ -57,8 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     write_csv(rows, options.out / "table.csv")
     (options.out / "table.md").write_text(table(rows) + "\n")
+    picture = draw(rows)
     for ending in ("png", "pdf"):
-        draw(rows).savefig(options.out / f"scaling.{ending}", dpi=150)
+        picture.savefig(options.out / f"scaling.{ending}", dpi=150)
     print(json.dumps(rows, indent=1) if options.json else table(rows))
     _tell(f"written to {options.out}: table.csv, table.md, scaling.png and scaling.pdf")
     return 0

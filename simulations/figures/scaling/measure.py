@@ -100,7 +100,10 @@ def measured(setting: Setting, affected: int, folder: Path, tell: Tell) -> dict[
     Raises:
         RefusedError: If no update was good enough.
         ScenarioError: If there is no such graph.
+        ValueError: If none is to be affected, or the test pictures are of too few classes.
     """
+    if affected < 1:
+        raise ValueError(f"1 or more models must be affected, got {affected}")
     scenario = random_dag(
         max(affected + 1, ceil(affected / setting.share)),
         in_degree=setting.in_degree,
