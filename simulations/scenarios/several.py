@@ -33,7 +33,7 @@ def several(num_classes: int, forget: Iterable[int] | None = None) -> Scenario:
     lower, upper = cut(gone, 2)
     return Scenario(
         "several",
-        "Federated learning: two clients hold different classes that are to be forgotten.",
+        "Federated learning: two clients bring in different classes that are to be forgotten.",
         (
             PlannedModel("init"),
             PlannedModel("r1", {"init": 1}, "client1"),

@@ -130,7 +130,7 @@ def _prepared(
     if missing := sorted(owners.keys() - there):
         raise ScenarioError(
             f"the scenario {scenario.name!r} has the classes {ranges(owners)}, but there is no sample of "
-            f"class {missing[0]} (the data has {ranges(there)}); take more samples, or build it for fewer classes"
+            f"class {missing[0]} (the data has {ranges(there)}); take more samples, or fewer classes"
         )
     rng = np.random.default_rng(seed)
     members = {label: rng.permutation(np.flatnonzero(given == label)) for label in sorted(owners)}
