@@ -39,9 +39,7 @@ def bundle(train: Texts, test: Texts, classes: Sequence[str], request: Request, 
     chosen = stratified_subset(train.labels, request.max_train, request.seed)
     words = count_words(train.read(chosen), request.tokens, request.vocabulary)
     if not words:
-        raise DatasetError(
-            f"{request.name}: all {len(chosen)} training texts are empty; name other text columns"
-        )
+        raise DatasetError(f"{request.name}: all {len(chosen)} training texts are empty; set text_columns")
     parts = []
     for half, rows in (
         (train, chosen),
@@ -76,6 +74,6 @@ def places(labels: Sequence[object], classes: Sequence[object], where: str) -> n
         if label not in place:
             raise DatasetError(
                 f"{where}: the label of row {row} is {label!r}, not one of the training texts' classes, "
-                f"{', '.join(map(str, classes[:10]))}{', ...' if len(classes) > 10 else ''}; remove or label it"
+                f"{', '.join(map(str, classes[:10]))}{', ...' * (len(classes) > 10)}; remove or label it"
             )
     return np.array([place[label] for label in labels], np.int64)
