@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,8 @@ def encode(texts: Iterable[str], count: int, limit: int, words: Mapping[str, int
     Returns:
         int64, shape (count, limit).
     """
-    rows = torch.full((count, limit), PADDING, dtype=torch.int64)
+    rows = np.full((count, limit), PADDING, np.int64)
     for row, text in zip(rows, texts, strict=True):
         ids = [words.get(token, UNKNOWN) for token in tokenize(text, limit)] or [UNKNOWN]
-        row[: len(ids)] = torch.tensor(ids)
-    return rows
+        row[: len(ids)] = ids
+    return torch.from_numpy(rows)
