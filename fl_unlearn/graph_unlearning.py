@@ -19,7 +19,7 @@ from torch import nn
 from fl_unlearn import evidence
 from fl_unlearn.apply import stage
 from fl_unlearn.batches import sample, unpack
-from fl_unlearn.calibration import Candidate, judge, sum_scores
+from fl_unlearn.calibration import Candidate, explain_refusal, judge, sum_scores
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
 from fl_unlearn.merge import FisherPart, merge
