@@ -171,7 +171,10 @@ class Found:
         if not self.updates:
             raise RequestError(self.refused or "there is no update to apply")
         staged = stage(graph.store, self.updates, self.updates[self.affected[-1]])
-        staged.commit(self.request.to_json())
+        record = {**self.request.to_json(), "roots": list(self.roots)}
+        if self.shared is not None:
+            record |= {"threshold": self.shared.threshold, "dampening": self.shared.dampening}
+        staged.commit(record)
         return len(staged.files)
 
 

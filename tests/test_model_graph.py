@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from pathlib import Path
 
 import pytest
 import runs
@@ -16,8 +15,17 @@ from references_graph import slow_average
 from torch import nn
 
 from fl_unlearn import KeepPolicy, ModelGraph, PlannedModel, RunStore
+from fl_unlearn.calibration import Candidate
+from fl_unlearn.dampen import apply_update
+from fl_unlearn.graph_unlearning import Found
 from fl_unlearn.model_graph import average
-from fl_unlearn.types import CorruptCheckpointError, LineageError, ModelMismatchError, StoreError
+from fl_unlearn.types import (
+    CorruptCheckpointError,
+    ForgetRequest,
+    LineageError,
+    ModelMismatchError,
+    StoreError,
+)
 
 State = dict[str, torch.Tensor]
 DIAMOND = [
@@ -79,7 +87,7 @@ def models(draw):
     return found
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(models())
 def test_the_mean_matches_the_slow_reference(given_models):
     mean, slow = average(given_models), slow_average(given_models)
@@ -297,7 +305,7 @@ def test_killed_at_any_step_it_goes_on(tmp_path):
         grow(graph, Trainer(), plan)
         whole = {n.name: n.digest for n in graph.umig}
     seen = set()
-    for at in itertools.count(0, 5):
+    for at in itertools.count(0, 8):
         folder = tmp_path / f"killed-{at}"
 
         def work(arm, folder=folder):
@@ -399,4 +407,25 @@ def test_the_command_line_knows_a_graph_of_models(tmp_path):
     assert os.path.getsize(picture) > 1000
     assert run_json("checkpoints", "verify", tmp_path / "g")["ok"]
     assert run_json("audit", "verify", tmp_path / "g")["ok"]
-    assert Path(tmp_path / "g").is_dir()
+
+
+def test_the_command_line_knows_what_was_forgotten_in_a_graph(tmp_path):
+    affected, update = ("right", "mean", "last"), runs.update()
+    chosen = Candidate(0.5, 0.25, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, True, True)
+    with ModelGraph(tmp_path / "g") as graph:
+        graph.grow(DIAMOND, lambda m: runs.state(0), lambda m, start: start)
+        updates = dict.fromkeys(affected, update)
+        found = Found(ForgetRequest((3,)), ("right",), affected, ("last",), {}, chosen, updates)
+        assert found.commit(graph) == 3
+        left = graph.state("left")
+        for name, tensor in apply_update(left, update).items():
+            assert torch.equal(tensor, graph.state("right")[name])
+        assert torch.equal(left["z.weight"], runs.state(0)["z.weight"])
+    lines = run_lines("lineage", tmp_path / "g", "--affected-by", "class:3")
+    assert [line["name"] for line in lines] == list(affected)
+    (operation,) = run_json("status", tmp_path / "g")["operations"]
+    assert [operation[k] for k in ("classes", "threshold", "dampening", "checkpoints", "done")] == [
+        [3], 0.5, 0.25, 3, True,
+    ]  # fmt: skip
+    assert run_json("checkpoints", "verify", tmp_path / "g")["ok"]
+    assert run_json("audit", "verify", tmp_path / "g")["ok"]
