@@ -113,10 +113,10 @@ def _times(ax: Axes, rows: Rows) -> None:
 def _accuracies(ax: Axes, rows: Rows) -> None:
     lines = (
         ("forget_before", "forgotten classes, before (mean)", "--o", VERMILLION),
-        ("forget_after", "after (mean)", "-o", VERMILLION),
-        ("forget_after_worst", "after (worst model)", ":x", VERMILLION),
+        ("forget_after", "forgotten classes, after (mean)", "-o", VERMILLION),
+        ("forget_after_worst", "forgotten classes, after (worst model)", ":x", VERMILLION),
         ("retain_before", "other classes, before (mean)", "--s", GREEN),
-        ("retain_after", "after (mean)", "-s", GREEN),
+        ("retain_after", "other classes, after (mean)", "-s", GREEN),
     )
     for name, label, style, colour in lines:
         fill = "white" if name.endswith("before") else colour
