@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fl_unlearn import PlannedModel
+from fl_unlearn import ModelGraph, PlannedModel
 
 State = dict[str, torch.Tensor]
 DIAMOND = [
