@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fl_unlearn import UMIG
 from simulations.scenarios.contract import ScenarioError
+from simulations.scenarios import build
 from simulations.scenarios.random_dag import random_dag
 
 
@@ -94,3 +95,7 @@ def test_large_graphs_are_as_asked(affected):
 def test_what_cannot_be_had_is_refused(asked, message):
     with pytest.raises(ScenarioError, match=message):
         random_dag(**{"nodes": 20, **asked})
+
+
+def test_as_a_scenario_it_is_found_by_name_and_length_is_its_number_of_models() -> None:
+    assert build("random", 10, length=12, forget=[3]) == random_dag(12, forget=(3,))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
 from fl_unlearn.plan import PlannedModel
 from simulations.scenarios.contract import Scenario, ScenarioError
+from simulations.scenarios.labels import to_forget
 
 
 def random_dag(
@@ -70,6 +71,23 @@ def random_dag(
     labels = {o: tuple(range(num_classes)) if o in holders else kept for o in people}
     about = f"{nodes} models that inherit from random older ones, {wanted} of them what is to be forgotten"
     return Scenario("random", about, tuple(models), labels, tuple(sorted(set(forget))))
+
+
+def random_graph(
+    num_classes: int, forget: Iterable[int] | None = None, length: int | None = None
+) -> Scenario:
+    """A random graph as a scenario: 20 models unless ``length`` says otherwise; see `random_dag`.
+
+    Args:
+        num_classes: How many labels there are.
+        forget: Labels to forget; by default, whatever the number of labels: 0.
+        length: How many models, at least 2.
+
+    Raises:
+        ScenarioError: If these labels cannot be forgotten, or there are too few models.
+    """
+    gone = to_forget(num_classes, forget, 1)
+    return random_dag(20 if length is None else length, num_classes=num_classes, forget=gone)
 
 
 def _without_parents(nodes: int, share: float, rng: Random) -> set[int]:
