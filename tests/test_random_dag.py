@@ -5,8 +5,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fl_unlearn import UMIG
-from simulations.scenarios.contract import ScenarioError
 from simulations.scenarios import build
+from simulations.scenarios.contract import ScenarioError
 from simulations.scenarios.random_dag import random_dag
 
 
