@@ -31,7 +31,7 @@ PATIENCE = 60.0
 
 @task("identify")
 def identify(client: Client, tensors: Tensors, settings: Settings) -> Answer:
-    """A client's index, how many samples it has in each part, and, as the note ``request``, what to forget."""
+    """A client's index, its number of samples in each part, and, as the note ``request``, what to forget."""
     counts: dict[str, float] = {INDEX: client.index, **{part: client.count(part) for part in PARTS}}
     request = "" if client.request is None else _text(client.request)
     return Answer(client.count("train"), numbers=counts, notes={"request": request})

@@ -12,6 +12,7 @@ from fl_unlearn.model_graph import ModelGraph
 from fl_unlearn.plan import PlannedModel
 from fl_unlearn.types import ClassScores, StateDict
 from fl_unlearn.verify import score_state
+from simulations.inheritance.commit import refuse_committed
 from simulations.inheritance.config import Config, ConfigError
 from simulations.inheritance.methods import METHODS, Applied, Bench, Tell, methods_of
 from simulations.inheritance.results import BEFORE, RETRAINED, Result, Row, Spent
@@ -41,8 +42,13 @@ class Experiment:
         _claim(out / "config.json", trained_like(world.config))
 
     def train(self) -> None:
-        """Train every model of the graph."""
+        """Train every model of the graph.
+
+        Raises:
+            ConfigError: If the models there have forgotten for good.
+        """
         with ModelGraph(self.out / "models") as graph:
+            refuse_committed(graph, self.out)
             self._grow(graph, self.world.scenario.models, "train", "train")
 
     def retrain(self) -> None:
