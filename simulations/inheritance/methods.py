@@ -108,8 +108,8 @@ def paper(bench: Bench) -> Applied:
 
     F is the squared gradient of the mean of a mini-batch of 32, of the head alone. Each root's owner computes
     F_forget on its root; these are merged by their element-wise maximum, divided by a constant once per
-    further root. Every affected model has a reference of its own, over all data of its owner; where it has none, over
-    that of all owners behind it. The threshold is set by hand, and nothing is measured before it is done.
+    further root. Every affected model has a reference of its own, over all data of its owner; where it has
+    none, over that of all owners behind it. The threshold is set by hand; nothing is measured beforehand.
     """
     world, graph, config = bench.world, bench.graph, bench.world.config
     cost = bench.federation.cost
