@@ -22,7 +22,7 @@ def check_names(config: Config) -> None:
     Raises:
         ConfigError: If something does not; it says all that does not.
     """
-    named = [
+    named: list[tuple[str, str, Iterable[str]]] = [
         ("scenario", config.scenario, scenarios.SCENARIOS),
         ("dataset", config.dataset, datasets.DATASETS),
         ("partition", config.partition, PARTITIONS),
@@ -111,7 +111,7 @@ def _model_problems(world: World, model: nn.Module) -> Iterable[str]:
         yield f"the model {config.model} cannot take a sample of shape {tuple(x.shape[1:])}: {e}"
         return
     if shape != (1, bundle.num_classes):
-        yield f"the model {config.model} gives {shape}, not one logit for each of {bundle.num_classes} classes"
+        yield f"the model {config.model} gives {shape}, one sample and {bundle.num_classes} logits are wanted"
 
 
 def _device_problems(name: str) -> Iterable[str]:
