@@ -18,12 +18,14 @@ from grid import LocalGrid, Tamper
 from fl_unlearn.model_graph import ModelGraph
 from simulations.compare import flower, messages
 from simulations.compare.local import LocalFederation
+from simulations.inheritance.__main__ import main
 from simulations.inheritance.commit import commit
 from simulations.inheritance.config import Config, ConfigError
 from simulations.inheritance.experiment import Experiment
 from simulations.inheritance.flower import RUN_KEYS, read_run
 from simulations.inheritance.results import Result
 from simulations.inheritance.world import World
+from simulations.local_flower import RunFailedError
 from simulations.paper.fl_unlearn_paper import client_app, server_app
 from strategies.errors import StrategyError
 
@@ -43,7 +45,8 @@ def local(out: Path, retrain: bool = True) -> None:
 
 
 def run(out: Path, nodes: int = 4, tamper: Tamper | None = None, **changes) -> LocalGrid:
-    config = {**PLAIN, **SMALL, "out-dir": str(out), **{k.replace("_", "-"): v for k, v in changes.items()}}
+    changes = {key.replace("_", "-"): value for key, value in changes.items()}
+    config = {**PLAIN, **SMALL, "out-dir": str(out), **changes}
     # Node ids are not in the order of the owners, whose names are not in the order of their numbers.
     grid = LocalGrid({900 - i: client_app.app for i in range(nodes)}, tamper, **config)
     server_app.app(grid, Context(run_id=7, node_id=1, node_config={}, state=RecordDict(), run_config=config))
@@ -127,6 +130,7 @@ def test_every_value_of_a_config_is_a_key_of_the_run_config_with_the_same_defaul
         ({"methods": "ours,papre"}, "unknown method 'papre'.*'paper'"),
         ({"methods": "paper", "commit": True}, "commit=true needs the method 'ours'"),
         ({"commit": "yes"}, "commit must be true or false, got 'yes'"),
+        ({"model": "mpl"}, "unknown model 'mpl'.*'mlp'"),
         ({"timeout": 0}, "timeout must be a number of seconds above 0, got 0"),
     ],
 )
@@ -168,11 +172,12 @@ def committed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_forgetting_for_good_is_what_was_measured(made: Path, committed: Path, tmp_path: Path) -> None:
-    assert_same_results(made, committed)
+    assert (committed / "result.json").read_bytes() == (made / "result.json").read_bytes(), "nothing was run"
     shutil.copytree(made, tmp_path / "local")
     world, federation = world_and_federation()
     affected = world.scenario.affected()
-    assert commit(world, federation, tmp_path / "local", lambda text: None) == len(affected)
+    assert commit(world, tmp_path / "local") == len(affected)
+    assert commit(world, tmp_path / "local") == 0
     assert_same_models(committed, tmp_path / "local", "models")
 
     before, after = states(made, "models"), states(committed, "models")
@@ -180,19 +185,21 @@ def test_forgetting_for_good_is_what_was_measured(made: Path, committed: Path, t
         changed = not all(torch.equal(t, before[name][n]) for n, t in state.items())
         assert changed == (name in affected)
     with models(committed) as graph:
-        again = Experiment(world, federation, tmp_path / "again").measure("ours", graph.state)
-    assert [r for r in result(committed).rows if r.method == "ours"] == again
-    assert {r.forget for r in again} == {0.0}
+        again = Experiment(world, federation, tmp_path / "again").measure(graph, {})
+    measured = [r for r in result(committed).rows if r.method == "ours"]
+    assert [(r.forget, r.retained) for r in again if r.model in affected] == [
+        (r.forget, r.retained) for r in measured
+    ]
+    assert {r.forget for r in measured} == {0.0}
     for what in ("checkpoints", "audit"):
         assert run_json(what, "verify", committed / "models")["problems"] == []
 
 
-def test_models_that_have_forgotten_for_good_are_neither_measured_nor_changed_again(committed: Path) -> None:
+def test_models_that_have_forgotten_for_good_are_not_measured_again(committed: Path) -> None:
     kept = (committed / "result.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"have forgotten .*for good.*name another folder"):
-        run(committed)
-    with pytest.raises(ConfigError, match=r"have forgotten .*for good"):
-        commit(*world_and_federation(), committed)
+    run(committed, commit=True)  # finished before, forgotten before
+    with pytest.raises(ConfigError, match=r"have forgotten for good.*result\.json.*name another folder"):
+        run(committed, threshold=3)
     assert (committed / "result.json").read_bytes() == kept
     with models(committed) as graph:
         assert len(graph.store.operations.all()) == 1
@@ -201,18 +208,74 @@ def test_models_that_have_forgotten_for_good_are_neither_measured_nor_changed_ag
 def test_only_what_was_measured_is_committed(made: Path, tmp_path: Path) -> None:
     world, federation = world_and_federation()
     shutil.copytree(made, tmp_path / "other")
+    with pytest.raises(ConfigError, match="'ours' was not measured with this config"):
+        commit(World(replace(world.config, threshold=3.0)), tmp_path / "other")
     for changes, said in (
-        ({"methods": "paper"}, "nothing is measured of 'ours'"),
+        ({"methods": "paper"}, "'ours' was not measured"),
         ({"threshold": 1e9, "methods": "ours"}, "was refused"),
     ):
         changed = World(replace(world.config, **changes))
         Experiment(changed, federation, tmp_path / "other", lambda text: None).run(retrain=False)
         with pytest.raises(ConfigError, match=said):
-            commit(changed, federation, tmp_path / "other")
-    with pytest.raises(ConfigError, match="measured with another methods, threshold; run"):
-        commit(world, federation, tmp_path / "other")
-    with pytest.raises(ConfigError, match="nothing is measured of 'ours'"):
-        commit(world, federation, tmp_path / "nothing")
+            commit(changed, tmp_path / "other")
+    with pytest.raises(ConfigError, match="'ours' was not measured"):
+        commit(world, tmp_path / "nothing")
+    shutil.copytree(made, tmp_path / "lost")
+    shutil.rmtree(tmp_path / "lost" / "methods")
+    with pytest.raises(ConfigError, match=r"is no longer in .*methods; run it again"):
+        commit(world, tmp_path / "lost")
     assert not (tmp_path / "nothing").exists()
-    with models(tmp_path / "other") as graph:
-        assert not graph.store.operations.all()
+    for folder in ("other", "lost"):
+        with models(tmp_path / folder) as graph:
+            assert not graph.store.operations.all()
+
+
+def test_the_command_commits_and_refuses_what_would_measure_it_again(
+    made: Path, tmp_path: Path, capsys
+) -> None:
+    config = tmp_path / "diamond.toml"
+    config.write_text("model = 'mlp'\nepochs = 2\n")
+    shutil.copytree(made, tmp_path / "out" / "diamond")
+    command = [str(config), "--out", str(tmp_path / "out")]
+    for changed in (4, 0):
+        assert main([*command, "--commit"]) == 0
+        assert f"diamond: {changed} models have forgotten for good" in capsys.readouterr().err
+    for more in (["--again-methods"], ["--set", "threshold=3"]):
+        assert main([*command, *more]) == 1
+        assert "have forgotten for good" in capsys.readouterr().err
+    assert_same_results(made, tmp_path / "out" / "diamond")
+
+
+def test_the_command_runs_the_app_with_a_node_for_each_owner(
+    made: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    class Engine:
+        def __init__(self, nodes: int) -> None:
+            self.nodes = nodes
+
+        def __enter__(self) -> Engine:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def run(self, app: Path, config: dict, timeout: float) -> None:
+            assert app == APP
+            assert config.keys() <= PLAIN.keys()
+            run(tmp_path / "elsewhere", self.nodes, **config)
+
+    monkeypatch.setattr("simulations.inheritance.flower.LocalFlower", Engine)
+    config = tmp_path / "diamond.toml"
+    config.write_text("model = 'mlp'\nepochs = 2\n")
+    command = [str(config), "--flower", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert_same_results(made, tmp_path / "out" / "diamond")
+    monkeypatch.setattr(Engine, "run", lambda *args, **kwargs: pytest.fail("it is finished"))
+    assert main(command) == 0
+
+    def ended(*args: object, **kwargs: object) -> None:
+        raise RunFailedError("the run ended as finished:failed")
+
+    monkeypatch.setattr(Engine, "run", ended)
+    assert main([*command, "--set", "epochs=3", "--again"]) == 1
+    assert "failed: diamond: the run ended as finished:failed" in capsys.readouterr().err

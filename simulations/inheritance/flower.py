@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,24 @@ from flwr.serverapp import Grid
 
 import strategies  # noqa: F401 (owners know the tasks of all strategies)
 from simulations.compare.flower import FlowerFederation, await_clients
+from simulations.inheritance.checks import check
+from simulations.inheritance.commit import OURS
 from simulations.inheritance.config import Config, ConfigError
-from simulations.inheritance.experiment import trained_like
-from simulations.inheritance.methods import methods_of
+from simulations.inheritance.folder import trained_like
+from simulations.inheritance.results import Result
 from simulations.inheritance.world import World, world_of
+from simulations.local_flower import LocalFlower
 from strategies.client import Client
 
 RUN_KEYS = ("out-dir", "retrain", "commit", "timeout")
 """Keys of the run config beside those of `Config`."""
+
+
+TIMEOUT = 86_400.0
+"""Seconds that a run may take when it is started from here."""
+
+APP = Path(__file__).parents[1] / "paper"
+"""The Flower app."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +57,19 @@ def read_run(given: Mapping[str, Any]) -> Run:
     """What a run config asks for, checked: the scenario, data and model are there when this returns.
 
     Raises:
-        ValueError: If something makes no sense, or is not there.
+        UnlearnError, ValueError: If something makes no sense, or is not there.
     """
     config = config_of(given)
-    methods = methods_of(config.methods)
     for key in ("retrain", "commit"):
         if not isinstance(given[key], bool):
             raise ConfigError(f"{key} must be true or false, got {given[key]!r}")
-    if given["commit"] and "ours" not in methods:
-        raise ConfigError(f"commit=true needs the method 'ours', got methods={config.methods!r}")
+    if given["commit"] and OURS not in config.method_names():
+        raise ConfigError(f"commit=true needs the method {OURS!r}, got methods={config.methods!r}")
     timeout = given["timeout"]
     if isinstance(timeout, bool | str) or not timeout > 0:
         raise ConfigError(f"timeout must be a number of seconds above 0, got {timeout!r}")
     world = world_of(config)
-    _ = world.scenario, world.head
+    check(world)
     out = Path(str(given["out-dir"]) or f"outputs/paper/{folder_of(config)}").expanduser().absolute()
     return Run(world, out, given["retrain"], given["commit"], float(timeout))
 
@@ -75,7 +85,7 @@ def config_of(given: Mapping[str, Any]) -> Config:
 
 def folder_of(config: Config) -> str:
     """A folder's name that no experiment with other models has, so that what was interrupted goes on."""
-    digest = hashlib.sha256(trained_like(config).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(trained_like(config), sort_keys=True).encode()).hexdigest()
     return f"{config.scenario}-{config.dataset}-{config.model}-{digest[:8]}"
 
 
@@ -104,3 +114,22 @@ def client_of(context: Context) -> Client:
             f"{len(owners)} owners; give flwr run --federation-config 'num-supernodes={len(owners)}'"
         )
     return world.clients[owners[int(node["partition-id"])]]
+
+
+def run_behind_flower(world: World, out: Path, *, retrain: bool) -> Result:
+    """Run an experiment on a simulation engine of its own, which is stopped afterwards.
+
+    Args:
+        world: What the config makes.
+        out: The folder.
+        retrain: Whether the affected models are retrained.
+
+    Raises:
+        RunFailedError: If the run did not complete; what it printed says why.
+    """
+    config = {**world.config.to_mapping(), "out-dir": str(out.absolute()), "retrain": retrain}
+    with LocalFlower(len(world.scenario.owners)) as flower:
+        flower.run(APP, config, timeout=TIMEOUT)
+    result = Result.load(out)
+    assert result is not None
+    return result

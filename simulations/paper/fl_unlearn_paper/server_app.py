@@ -4,21 +4,25 @@ Started in the repository's folder, with as many nodes as the scenario has owner
 
     flwr run simulations/paper --stream \
         --federation-config "num-supernodes=4 client-resources-num-cpus=1" \
-        --run-config simulations/paper/configs/FILE.toml
+        --run-config simulations/paper/configs/diamond-digits-mlp-small.toml
 
-or with single values instead of a file, which Flower takes one or the other of::
+or with single values; Flower takes a file or values, not both::
 
     flwr run simulations/paper --stream \
         --federation-config "num-supernodes=4 client-resources-num-cpus=1" \
-        --run-config "model='mlp' epochs=2 out-dir='/tmp/diamond' commit=true"
+        --run-config "model='mlp' epochs=5 out-dir='/tmp/diamond' commit=true"
 
-The keys, with what they are when not given, are in the app's pyproject.toml; those that Flower does not find
-there it refuses. Relative paths (``out-dir``, ``data-root``, ``weights``) start from the folder that Flower's
-SuperLink was started in: that of the first ``flwr run``, which leaves it running. ``flwr run --stream`` exits
-0 even when the run failed; ``flwr ls`` tells.
+The keys, with what they are when not given, are in the app's pyproject.toml. Where there is another one,
+Flower 1.41 says no more than "Invalid run configuration"; which one, and what else does not fit, says::
 
-What is written, and where, is as ``python -m simulations.inheritance`` has it: each goes on from what the
-other has made in the same folder.
+    python -m simulations.inheritance FILE --flower --set epochs=5
+
+which starts an engine of its own with the right number of nodes, runs this app on it, stops it, and fails if
+the run failed (``flwr run --stream`` does not: see ``flwr ls``).
+
+Relative paths (``out-dir``, ``data-root``, ``weights``) start from the folder that Flower's SuperLink was
+started in: that of the first ``flwr run``, which leaves it running. What is written is as without
+``--flower``; each engine goes on from what the other has made in the same folder.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from simulations.compare.flower import show_progress
 from simulations.inheritance.commit import commit
 from simulations.inheritance.experiment import Experiment
 from simulations.inheritance.flower import connect, read_run
+from simulations.inheritance.folder import finished
+from simulations.inheritance.tables import table, write_experiment
 
 app = ServerApp()
 
@@ -41,13 +47,15 @@ def main(grid: Grid, context: Context) -> None:
     show_progress()
     torch.set_num_threads(1)  # the same result as in one process
     run = read_run(context.run_config)
-    print(f"Output folder: {run.out}", flush=True)
-    federation = connect(grid, run)
-    result = Experiment(run.world, federation, run.out, tell).run(retrain=run.retrain)
-    for row in result.rows:
-        print(row)
+    tell(f"Output folder: {run.out}")
+    config, name = run.world.config, run.out.name
+    result = finished(run.out, config, retrain=run.retrain)
+    if result is None:
+        result = Experiment(run.world, connect(grid, run), run.out, tell).run(retrain=run.retrain)
+    write_experiment(name, result, run.out)
+    tell(table(name, result))
     if run.commit:
-        tell(f"forgotten for good in {commit(run.world, federation, run.out, tell)} models")
+        tell(f"{commit(run.world, run.out)} models have forgotten for good")
 
 
 def tell(text: str) -> None:
