@@ -71,8 +71,8 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.small:
         small, left_out = small_paths(folders)
         paths += small
-        for name, why in left_out.items():
-            _tell(f"left out: {name}: {why}")
+        for option, names in left_out.items():
+            _tell(f"left out without {option}: {', '.join(names)}")
     if not paths:
         raise ConfigError(
             "name a config file, or one of --list; --small runs all that are made for two cores"

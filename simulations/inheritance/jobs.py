@@ -14,7 +14,7 @@ from simulations.inheritance.commit import commit, refuse_committed
 from simulations.inheritance.config import Config, ConfigError
 from simulations.inheritance.experiment import Experiment
 from simulations.inheritance.folder import claim, clear, finished
-from simulations.inheritance.grid import FOLDER
+from simulations.inheritance.grid import DATA, FOLDER, SHIPPED
 from simulations.inheritance.progress import Tell
 from simulations.inheritance.results import Result
 from simulations.inheritance.tables import write_experiment, write_summary
@@ -74,21 +74,21 @@ def jobs_of(paths: Iterable[Path], folders: Mapping[str, str], changes: Mapping[
     return list(jobs.values())
 
 
-def small_paths(folders: Mapping[str, str]) -> tuple[list[Path], dict[str, str]]:
-    """The shipped configs for two cores whose data is there, and of the others why they are left out.
+def small_paths(folders: Mapping[str, str]) -> tuple[list[Path], dict[str, list[str]]]:
+    """The shipped configs for two cores whose data was named, and the others' names by what they lack.
 
     Args:
         folders: Data set to folder; "": the pictures'.
     """
-    paths, left_out = [], {}
-    for path in sorted(FOLDER.glob("*-small.toml")):
-        needed = Config.from_file(path).dataset
-        named = {*EVERYWHERE, *folders, *((PICTURES_HERE,) if "" in folders else ())}
-        if needed in named:
-            paths.append(path)
-        else:
+    named = {*EVERYWHERE, *folders, *((PICTURES_HERE,) if "" in folders else ())}
+    paths, left_out = list[Path](), dict[str, list[str]]()
+    for shipped in SHIPPED:
+        needed, title = DATA[shipped.data]
+        if shipped.small and needed in named:
+            paths.append(FOLDER / f"{shipped.name}.toml")
+        elif shipped.small:
             option = "--data FOLDER" if needed == PICTURES_HERE else f"--data {needed}=FOLDER"
-            left_out[path.stem] = f"its data was not named, see simulations/datasets; give {option}"
+            left_out.setdefault(f"{option} with {title}", []).append(shipped.name)
     return paths, left_out
 
 
