@@ -79,14 +79,21 @@ class NodeHistory(History):
         world: The config's world.
         graph: The graph.
         name: The model.
+        training: How strategies train.
         restart: Gives what the model would be made from again, now that its parents have forgotten.
         updates: The clients' updates of the one round; empty: none were kept.
     """
 
     def __init__(
-        self, world: World, graph: ModelGraph, name: str, restart: Callable[[], State], updates: Updates
+        self,
+        world: World,
+        graph: ModelGraph,
+        name: str,
+        training: Training,
+        restart: Callable[[], State],
+        updates: Updates,
     ) -> None:
-        super().__init__(graph.store, training_of(world.config), world.head)
+        super().__init__(graph.store, training, world.head)
         self._world, self._graph, self._name = world, graph, name
         self._restart, self._updates = restart, updates
 
@@ -117,11 +124,16 @@ class NodeHistory(History):
         return self._updates
 
 
-def training_of(config: Config) -> Training:
-    """The training of one model, as strategies know it; they train by SGD whatever the optimizer is."""
+def training_of(config: Config, epochs: int = 0) -> Training:
+    """How strategies train: by SGD, whatever the config's optimizer is, in rounds of so many local epochs.
+
+    Args:
+        config: Says how the graph was trained.
+        epochs: 0: as many as each model of the graph was trained for.
+    """
     return Training(
         rounds=1,
-        epochs=config.epochs,
+        epochs=epochs or config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         momentum=config.momentum,
@@ -166,3 +178,6 @@ UPDATES: Mapping[str, Callable[[ModelGraph, str, Sequence[str]], Updates]] = {
 }
 """Strategies that need the clients' updates of every round, for which a graph has something of that meaning.
 Others that need them are told that there are none."""
+
+REPLAYS = frozenset(("federaser",))
+"""Those of them that train in place of the graph's training, and so for its epochs."""

@@ -22,7 +22,16 @@ from dataclasses import asdict, dataclass, field
 import strategies
 from fl_unlearn.types import StateDict, UnlearnError
 from simulations.inheritance.methods import METHODS, Applied, Bench
-from simulations.inheritance.node_history import UPDATES, Asked, NodeHistory, Some, asked_about, start_of
+from simulations.inheritance.node_history import (
+    REPLAYS,
+    UPDATES,
+    Asked,
+    NodeHistory,
+    Some,
+    asked_about,
+    start_of,
+    training_of,
+)
 from strategies.contract import Cost, Outcome, State, Strategy
 from strategies.errors import StrategyError
 
@@ -63,7 +72,12 @@ class Forgotten:
 
 
 def forget_in_all(
-    bench: Bench, name: str, strategy: Strategy | None = None, *, asked: Asked = "behind"
+    bench: Bench,
+    name: str,
+    strategy: Strategy | None = None,
+    *,
+    asked: Asked = "behind",
+    round_epochs: int = 0,
 ) -> Forgotten:
     """Run one strategy on every affected model of a trained graph; the graph stays as it is.
 
@@ -73,6 +87,9 @@ def forget_in_all(
         strategy: It, with hyper-parameters of its own; None: with its defaults. Plays no part for
             `GRAPH_METHODS`, which go by the config.
         asked: Whom it may ask about each model.
+        round_epochs: Local epochs in a round of training of the strategy; 0: as many as each model of the
+            graph was trained for. Strategies count rounds: at 0 one of them costs each owner that is asked
+            about as much as retraining the model does.
 
     Raises:
         StrategyError: If there is no such strategy, or it is ``retrain``.
@@ -81,7 +98,7 @@ def forget_in_all(
     if name == RETRAIN:
         raise StrategyError("a graph is retrained by Experiment.retrain, not model by model on all owners")
     before, began = asdict(bench.federation.cost), time.perf_counter()
-    work = _Work(bench, chosen, asked)
+    work = _Work(bench, chosen, asked, round_epochs)
     if name in GRAPH_METHODS:
         work.by_method(METHODS[GRAPH_METHODS[name]])
     else:
@@ -95,8 +112,9 @@ def forget_in_all(
 class _Work:
     """One strategy on one graph, as it goes on."""
 
-    def __init__(self, bench: Bench, strategy: Strategy, asked: Asked) -> None:
+    def __init__(self, bench: Bench, strategy: Strategy, asked: Asked, round_epochs: int) -> None:
         self.bench, self.strategy, self.asked = bench, strategy, asked
+        self.training = training_of(bench.world.config, 0 if strategy.name in REPLAYS else round_epochs)
         self.affected = bench.world.scenario.affected()
         self.states: dict[str, State] = {}
         self.failed: dict[str, str] = {}
@@ -173,7 +191,7 @@ class _Work:
 
         kept = UPDATES.get(self.strategy.name)
         updates = kept(graph, model, asked_about(graph, model, self.asked)) if kept else {}
-        return NodeHistory(world, graph, model, restart, updates)
+        return NodeHistory(world, graph, model, self.training, restart, updates)
 
 
 def _said(e: Exception) -> str:
