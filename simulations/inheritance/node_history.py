@@ -162,12 +162,13 @@ def start_of(world: World, graph: ModelGraph, name: str, instead: Mapping[str, S
 def own_update(graph: ModelGraph, name: str, names: Sequence[str]) -> Updates:
     """The model's own training as the only update; for ``federaser``, which replays it."""
     node = graph.umig.node(name)
-    return {node.owner: (graph.state(name), node.examples or 1)} if node.owner in names else {}
+    if node.owner is None or node.owner not in names:
+        return {}
+    return {node.owner: (graph.state(name), node.examples or 1)}
 
 
 def last_models(graph: ModelGraph, name: str, names: Sequence[str]) -> Updates:
-    """Of each client the newest model that it trained, of this one and its ancestors; for
-    ``gradient-ascent``, which stays near to them."""
+    """Each client's newest model, of this one and its ancestors; ``gradient-ascent`` stays near to them."""
     newest = {n.owner: n for n in (*graph.umig.ancestors([name]), graph.umig.node(name)) if n.owner in names}
     return {o: (graph.state(n.name), n.examples or 1) for o, n in newest.items() if o is not None}
 
