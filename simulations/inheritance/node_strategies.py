@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
-import strategies
 from fl_unlearn.types import StateDict, UnlearnError
 from simulations.inheritance.methods import METHODS, Applied, Bench
 from simulations.inheritance.node_history import (
@@ -60,7 +59,7 @@ class Forgotten:
         wall: Seconds from the first question to the last model.
         runs: How often the strategy was run, whether or not it came to an end.
         failed: Affected model to why it was left as it is.
-        facts: What a reader should know, of the last run.
+        facts: What a reader should know, of the last run that says something.
     """
 
     states: Mapping[str, State]
@@ -72,35 +71,27 @@ class Forgotten:
 
 
 def forget_in_all(
-    bench: Bench,
-    name: str,
-    strategy: Strategy | None = None,
-    *,
-    asked: Asked = "behind",
-    round_epochs: int = 0,
+    bench: Bench, strategy: Strategy, *, asked: Asked = "behind", round_epochs: int = 0
 ) -> Forgotten:
     """Run one strategy on every affected model of a trained graph; the graph stays as it is.
 
     Args:
         bench: The graph and its owners.
-        name: One of `strategies.STRATEGIES`, except ``retrain``.
-        strategy: It, with hyper-parameters of its own; None: with its defaults. Plays no part for
-            `GRAPH_METHODS`, which go by the config.
+        strategy: Any but ``retrain``. Hyper-parameters of `GRAPH_METHODS` play no part: the config has them.
         asked: Whom it may ask about each model.
         round_epochs: Local epochs in a round of training of the strategy; 0: as many as each model of the
             graph was trained for. Strategies count rounds: at 0 one of them costs each owner that is asked
             about as much as retraining the model does.
 
     Raises:
-        StrategyError: If there is no such strategy, or it is ``retrain``.
+        StrategyError: If the strategy is ``retrain``.
     """
-    chosen = strategy or strategies.get(name)
-    if name == RETRAIN:
+    if strategy.name == RETRAIN:
         raise StrategyError("a graph is retrained by Experiment.retrain, not model by model on all owners")
     before, began = asdict(bench.federation.cost), time.perf_counter()
-    work = _Work(bench, chosen, asked, round_epochs)
-    if name in GRAPH_METHODS:
-        work.by_method(METHODS[GRAPH_METHODS[name]])
+    work = _Work(bench, strategy, asked, round_epochs)
+    if strategy.name in GRAPH_METHODS:
+        work.by_method(METHODS[GRAPH_METHODS[strategy.name]])
     else:
         work.one_by_one()
     wall, after = time.perf_counter() - began, asdict(bench.federation.cost)
@@ -162,7 +153,7 @@ class _Work:
             log.warning("%s fails on %s", self.strategy.name, model, exc_info=True)
             self.failed[model] = _said(e)
             return None
-        self.facts = outcome.facts
+        self.facts = outcome.facts or self.facts
         if outcome.refused:
             self.failed[model] = f"refused: {outcome.refused}"
             return None

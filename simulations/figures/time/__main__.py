@@ -45,8 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = _config(options.config, options.data, options.set)
         names = [n.strip() for n in options.strategies.split(",") if n.strip()]
-        for name in names:
-            strategies.get(name)
         return _run(options, config, names)
     except (UnlearnError, ValueError, OSError) as e:
         print(f"failed: {e}", file=sys.stderr)
@@ -104,9 +102,10 @@ def _run(options: argparse.Namespace, config: Config, names: Sequence[str]) -> i
     work = Work(experiment, options.out / "strategies", options.asks, options.round_epochs, tell)
     lines = lines_of(work.run(names))
     write_csv(lines, options.out / "time.csv")
-    text = f"{claim(lines)}\n\n{_about(work)}\n\n{markdown(lines)}\n"
+    about = _about(work, names)
+    text = f"{claim(lines)}\n\n{about}\n\n{markdown(lines)}\n"
     (options.out / "time.md").write_text(text, encoding="utf-8")
-    figure = draw(lines, _title(work), _about(work))
+    figure = draw(lines, _title(work), about)
     for ending in ("png", "pdf"):
         figure.savefig(options.out / f"time.{ending}", dpi=150)
     print(json.dumps([asdict(line) for line in lines], indent=1) if options.json else text)
@@ -122,7 +121,7 @@ def _title(work: Work) -> str:
     return f"Forgetting {what} in all {count} affected models: {c.scenario}, {c.dataset}, {c.model}"
 
 
-def _about(work: Work) -> str:
+def _about(work: Work, names: Sequence[str]) -> str:
     whom = "every owner whose data it inherited" if work.asked == "behind" else "the owner that trained it"
     world = work.experiment.world
     rounds = work.round_epochs or world.config.epochs
@@ -132,6 +131,8 @@ def _about(work: Work) -> str:
     )
     planned = {m.name: m for m in world.scenario.models}
     plain = sum(planned[name].owner is None for name in world.scenario.affected())
+    if "mask" in names:
+        text += " mask only hides the classes' logits."
     if plain:
         text += f" {plain} of the models are plain means: strategies are run on them too, retraining is not."
     return text

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import strategies
 from fl_unlearn.files import write_atomically
 from fl_unlearn.model_graph import ModelGraph
 from simulations.inheritance.config import ConfigError
@@ -73,7 +74,10 @@ class Work:
 
         Raises:
             ConfigError: If the folder holds results of other settings.
+            StrategyError: If there is no strategy of a name; before anything is trained.
         """
+        for name in names:
+            strategies.get(name)
         self._claim()
         self.experiment.train()
         self.experiment.retrain()
@@ -128,7 +132,9 @@ class Work:
         experiment = self.experiment
         with ModelGraph(experiment.out / "models") as graph:
             bench = Bench(experiment.world, experiment.federation, graph, lambda text: self.tell(f"  {text}"))
-            found = forget_in_all(bench, name, asked=self.asked, round_epochs=self.round_epochs)
+            found = forget_in_all(
+                bench, strategies.get(name), asked=self.asked, round_epochs=self.round_epochs
+            )
             rows = experiment.measure(name, lambda model: found.states[model])
         cost = found.cost
         return Measured(

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter
 
 from fl_unlearn.figures import BLACK, BLUE, GREEN, GREY
@@ -53,10 +54,10 @@ def draw(lines: Sequence[Line], title: str, about: str = "") -> Figure:
     failed = [line for line in lines if line.verdict == FAILED]
     notes = [textwrap.fill(f"{f.strategy}: {f.note}", 150) for f in failed]
     below = 1.35 + 0.19 * sum(1 + n.count("\n") for n in notes)
-    height = 0.32 * len(bars) + 1.15 + below
+    height = 0.32 * len(bars) + 1.0 + below
     figure = Figure(figsize=(11.5, height))
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.17, right=0.74, top=1 - 1.15 / height, bottom=below / height)
+    figure.subplots_adjust(left=0.17, right=0.74, top=1 - 1.0 / height, bottom=below / height)
     ax = figure.add_subplot()
     _bars(ax, bars)
     figure.text(0.02, 1 - 0.12 / height, title, fontsize=12, va="top", weight="bold")
@@ -79,11 +80,16 @@ def _bars(ax: Axes, bars: Sequence[Line]) -> None:
     left, right = limits([b.seconds for b in bars])
     for y, line in enumerate(bars):
         ax.barh(y, max(line.seconds - left, 0.0), left=left, height=0.66, **STYLES[line.verdict])
-        ours = {"weight": "bold"} if line.strategy == OURS else {}
         ax.annotate(
-            beside(line), (max(line.seconds, left), y), (4, 0), textcoords="offset points", va="center",
-            fontsize=9, **ours,
-        )  # fmt: skip
+            beside(line),
+            (max(line.seconds, left), y),
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            weight="bold" if line.strategy == OURS else "normal",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )
         for where, text in zip(WHERE, accuracies(line), strict=True):
             ax.text(where, y, text, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=9)
     for where, text in zip(WHERE, COLUMNS, strict=True):
@@ -119,12 +125,12 @@ def beside(line: Line) -> str:
     """What stands at the end of a bar."""
     if not line.seconds:
         return "0 s"
-    ratio = "" if line.ratio is None or line.verdict == YARDSTICK else f" = {line.ratio:.2g} × retraining"
+    ratio = "" if line.ratio is None or line.verdict == YARDSTICK else f" = {line.ratio:.2g} x retraining"
     return f"{line.seconds:.3g} s{ratio}"
 
 
 def accuracies(line: Line) -> tuple[str, str]:
     """The two columns at the right."""
     pairs = ((line.forget_mean, line.forget_worst), (line.retained_mean, line.retained_worst))
-    first, second = (" / ".join("–" if v is None else f"{100 * v:.1f}" for v in pair) for pair in pairs)
+    first, second = (" / ".join("-" if v is None else f"{100 * v:.1f}" for v in pair) for pair in pairs)
     return first, second

@@ -144,7 +144,7 @@ def _note(m: Measured) -> str:
 
 def claim(lines: Sequence[Line]) -> str:
     """What ours saves, beside what the paper claims."""
-    theirs = f"the paper claims {PAPER_LESS:.0%} less"
+    theirs = f"the paper claims {100 * PAPER_LESS:.0f} % less"
     ours = next((line for line in lines if line.strategy == OURS), None)
     if ours is None:
         return f"Owners' time against retraining: ours ({OURS}) was not run; {theirs}."
@@ -171,14 +171,14 @@ def markdown(lines: Sequence[Line]) -> str:
 
 def _cell(name: str, value: str | float | None) -> str:
     if value is None:
-        return "–"
+        return "-"
     if isinstance(value, str):
         return value.replace("|", "\\|").replace("\n", " ")
     if name.startswith(("forget", "retained")):
         return f"{100 * value:.1f}"
     if name in ("rounds", "runs"):
         return f"{value:d}"
-    return f"{value:.4f} ×" if name == "ratio" else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return f"{value:.4f}" if name == "ratio" else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def write_csv(lines: Sequence[Line], path: Path) -> None:
