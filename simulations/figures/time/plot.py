@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter
 
 from fl_unlearn.figures import BLACK, BLUE, GREEN, GREY
@@ -88,7 +87,7 @@ def _bars(ax: Axes, bars: Sequence[Line]) -> None:
             va="center",
             fontsize=9,
             weight="bold" if line.strategy == OURS else "normal",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over the line of retraining
         )
         for where, text in zip(WHERE, accuracies(line), strict=True):
             ax.text(where, y, text, transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=9)
