@@ -8,15 +8,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import strategies
 from fl_unlearn.files import write_atomically
 from fl_unlearn.model_graph import ModelGraph
+from fl_unlearn.types import StateDict
+from fl_unlearn.verify import score_state
 from simulations.inheritance.config import ConfigError
-from simulations.inheritance.experiment import Experiment
+from simulations.inheritance.experiment import Experiment, row_of
 from simulations.inheritance.methods import Bench
 from simulations.inheritance.node_history import Asked
 from simulations.inheritance.node_strategies import RETRAIN, forget_in_all
 from simulations.inheritance.results import BEFORE, RETRAINED, Row
+from strategies.client import batches_of
 
 FREE = ("methods", "data-root")
 """Keys of a config that decide nothing here."""
@@ -112,21 +117,19 @@ class Work:
 
     def _before(self) -> Measured:
         with ModelGraph(self.experiment.out / "models") as graph:
-            rows = self.experiment.measure(BEFORE, graph.state)
-        affected = self.experiment.world.scenario.affected()
-        return Measured(BEFORE, 0.0, 0, 0, 0, None, 0, tuple(r for r in rows if r.model in affected))
+            return Measured(BEFORE, 0.0, 0, 0, 0, None, 0, self._rows(BEFORE, graph.state))
 
     def _retrained(self) -> Measured:
         """The graph's own retraining: each affected model once, at the owner that trained it."""
         world = self.experiment.world
         with ModelGraph(self.experiment.out / "retrained") as again:
-            rows = self.experiment.measure(RETRAINED, again.state)
+            rows = self._rows(RETRAINED, again.state)
         affected, seconds = world.scenario.affected(), self.experiment.seconds()["retrain"]
         trained = [m.name for m in world.scenario.models if m.name in affected and m.owner is not None]
         size = sum(t.numel() * t.element_size() for t in world.initial_state().values())
         sent = size * len(trained)
         spent = sum(seconds[name] for name in trained)
-        return Measured(RETRAIN, spent, len(trained), sent, sent, None, len(trained), tuple(rows))
+        return Measured(RETRAIN, spent, len(trained), sent, sent, None, len(trained), rows)
 
     def _forgotten(self, name: str) -> Measured:
         experiment = self.experiment
@@ -135,7 +138,7 @@ class Work:
             found = forget_in_all(
                 bench, strategies.get(name), asked=self.asked, round_epochs=self.round_epochs
             )
-            rows = experiment.measure(name, lambda model: found.states[model])
+            rows = self._rows(name, lambda model: found.states[model])
         cost = found.cost
         return Measured(
             name,
@@ -145,10 +148,22 @@ class Work:
             cost.bytes_up,
             found.wall,
             found.runs,
-            tuple(rows),
+            rows,
             found.failed,
             found.facts,
         )
+
+    def _rows(self, method: str, state: Callable[[str], StateDict]) -> tuple[Row, ...]:
+        """Accuracies of every affected model, on test samples of the labels that it knows."""
+        world = self.experiment.world
+        known, test, model = world.scenario.known(), world.bundle.test, world.build_model()
+        device, rows = next(iter(world.clients.values())).device, []
+        for name in world.scenario.affected():
+            chosen = np.flatnonzero(np.isin(test.labels.numpy(), sorted(known[name])))
+            batches = batches_of(test.rows(chosen))
+            scores = score_state(model.to(device), state(name), batches, device=device)
+            rows.append(row_of(name, method, scores, known[name], world.scenario.forget))
+        return tuple(rows)
 
 
 def measured_of(plain: Mapping[str, Any]) -> Measured:
