@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -209,6 +209,19 @@ def test_what_restarts_starts_from_parents_that_have_forgotten(bench):
     found = forget_in_all(bench, Fake(restarts=True, fails=("r2",)))
     assert list(found.failed) == ["r2", "r3", "r4"]
     assert found.failed["r3"] == "it starts from r2, which could not be made to forget"
+
+
+def test_a_mean_that_nobody_trained_is_replayed_as_the_mean(tmp_path):
+    world = world_of(replace(CONFIG, scenario="parallel", epochs=1))
+    Experiment(world, federation(world), tmp_path, lambda text: None).train()
+    with ModelGraph(tmp_path / "models") as graph:
+        bench = Bench(world, federation(world), graph, lambda text: None)
+        found = forget_in_all(bench, strategies.get("federaser"))
+        (mean,) = [m for m in world.scenario.models if len(m.parents) > 1 and m.owner is None]
+        assert same(found.states[mean.name], start_of(world, graph, mean.name, found.states))
+        assert not same(found.states[mean.name], graph.state(mean.name))
+    assert not found.failed
+    assert found.cost.rounds == found.runs == len(mean.parents)
 
 
 def test_ours_is_the_method_for_graphs(bench):

@@ -8,8 +8,9 @@ otherwise, as they are meant:
   newest affected model, and the change is applied to the others.
 - ``fiun`` and ``fiun-paper`` are methods for graphs (`methods.METHODS`), and run as such.
 
-A model that is a mean of others and was trained on nobody's data is changed like all others, though making it
-again from parents that have forgotten would be free. A model that a strategy fails on stays as it is.
+A model that is a mean of others and was trained on nobody's data is changed like all others, though making
+it again from parents that have forgotten would be free; only what replays training (`REPLAYS`) does that. A
+model that a strategy fails on stays as it is.
 """
 
 from __future__ import annotations
@@ -142,6 +143,8 @@ class _Work:
     def _tried(self, model: str) -> Outcome | None:
         """What the strategy makes of a model; None where it fails, which is noted."""
         history, federation = self._history(model), self._federation(model)
+        if self.strategy.name in REPLAYS and self.bench.graph.umig.node(model).owner is None:
+            return self._mean_again(model, history)
         if "history" in self.strategy.needs and not history.has_updates:
             self.failed[model] = NO_HISTORY
             return None
@@ -158,6 +161,14 @@ class _Work:
             self.failed[model] = f"refused: {outcome.refused}"
             return None
         return outcome
+
+    def _mean_again(self, model: str, history: NodeHistory) -> Outcome | None:
+        """A mean that nobody trained has no training to replay: it is the mean of what was replayed."""
+        try:
+            return Outcome(history.initial())
+        except UnlearnError as e:
+            self.failed[model] = str(e)
+            return None
 
     def _change_others(self, change: Callable[[StateDict], StateDict]) -> None:
         for name in self.affected:

@@ -134,7 +134,9 @@ def _about(work: Work, names: Sequence[str]) -> str:
     if "mask" in names:
         text += " mask only hides the classes' logits."
     if plain:
-        text += f" {plain} of the models are plain means: strategies are run on them too, retraining is not."
+        text += (
+            f" Means that nobody trained ({plain} of the models) are changed too; retraining has them free."
+        )
     return text
 
 

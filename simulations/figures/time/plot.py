@@ -34,7 +34,7 @@ STYLES: dict[str, dict[str, Any]] = {
 LEGEND = {
     FORGETS: "forgets in every model, keeps the rest",
     LOSES: "forgets, but loses more than 5 points of the rest",
-    REMEMBERS: "does not forget: a model stays more than 1 % above the retrained one",
+    REMEMBERS: "does not forget: a model is over 1 % above the retrained one, or was left as it was",
     YARDSTICK: "retraining the affected models",
 }
 COLUMNS = ("forgotten %\nmean / worst", "retained %\nmean / worst")
@@ -51,8 +51,10 @@ def draw(lines: Sequence[Line], title: str, about: str = "") -> Figure:
     """
     bars = [line for line in lines if line.verdict != FAILED]
     failed = [line for line in lines if line.verdict == FAILED]
-    notes = [textwrap.fill(f"{f.strategy}: {f.note}", 150) for f in failed]
-    below = 1.35 + 0.19 * sum(1 + n.count("\n") for n in notes)
+    foot = [
+        textwrap.fill(t, 150) for t in (about, *(f"Not shown: {f.strategy}: {f.note}" for f in failed)) if t
+    ]
+    below = 1.2 + 0.19 * sum(1 + text.count("\n") for text in foot)
     height = 0.32 * len(bars) + 1.0 + below
     figure = Figure(figsize=(11.5, height))
     FigureCanvasAgg(figure)
@@ -65,13 +67,12 @@ def draw(lines: Sequence[Line], title: str, about: str = "") -> Figure:
     figure.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=(0.02, (below - 1.02) / height),
+        bbox_to_anchor=(0.02, (below - 1.05) / height),
         ncols=2,
         frameon=False,
         fontsize=9,
     )
-    foot = "\n".join([*([about] if about else []), *(f"Not shown: {n}" for n in notes)])
-    figure.text(0.02, 0.12 / height, foot, fontsize=8.5, va="bottom", color="#555555")
+    figure.text(0.02, 0.12 / height, "\n".join(foot), fontsize=8.5, va="bottom", color="#555555")
     return figure
 
 
