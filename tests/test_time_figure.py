@@ -116,7 +116,8 @@ def test_picture() -> None:
     assert "1.5 s = 0.015 x retraining" in texts
     assert {"0 s", "100 s", "1.5 / 3.0", "84.0 / 79.0"} <= set(texts)
     said = [t.get_text() for t in figure.texts]
-    assert said == ["a title", claim(lines), "how it was measured\nNot shown: federaser: no updates"]
+    notes = "distill: left as they were: r1: it | broke\nNot shown: federaser: no updates"
+    assert said == ["a title", claim(lines), f"how it was measured\n{notes}"]
     assert {t.get_text() for t in figure.legends[0].get_texts()} == set(LEGEND.values())
 
 

@@ -50,10 +50,8 @@ def draw(lines: Sequence[Line], title: str, about: str = "") -> Figure:
         about: A line beneath: how it was measured.
     """
     bars = [line for line in lines if line.verdict != FAILED]
-    failed = [line for line in lines if line.verdict == FAILED]
-    foot = [
-        textwrap.fill(t, 150) for t in (about, *(f"Not shown: {f.strategy}: {f.note}" for f in failed)) if t
-    ]
+    notes = [f"{'Not shown: ' if n.verdict == FAILED else ''}{n.strategy}: {n.note}" for n in lines if n.note]
+    foot = [textwrap.fill(text, 150) for text in (about, *notes) if text]
     below = 1.2 + 0.19 * sum(1 + text.count("\n") for text in foot)
     height = 0.32 * len(bars) + 1.0 + below
     figure = Figure(figsize=(11.5, height))
