@@ -115,7 +115,7 @@ def percent_axis(ax: Axes, shares: Sequence[float], *, along: str = "y") -> None
 
 
 def banded(ax: Axes, points: Mapping[float, Sequence[float]], look: Look) -> None:
-    """The mean at each x, and a band from the smallest value there to the largest; shares in, percent drawn."""
+    """The mean at each x, and a band from the smallest value there to the largest; shares, drawn in percent."""
     xs = [x for x in sorted(points) if points[x]]
     if not xs:
         return

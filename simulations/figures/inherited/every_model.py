@@ -1,8 +1,9 @@
 """Every model of a graph before and after each way to forget: the pictures of one class and of several.
 
 Shows: test accuracy on the labels to forget (left) and on the others that the model knows (right); a thin
-line leads from what it was to what it became. Models that did not inherit what is forgotten are there in grey:
-no method changes them. A method that refused has no mark. Does not show: single labels, or what features know.
+line leads from what it was to what it became. Models that did not inherit what is forgotten are there in
+grey: no method changes them. A method that refused has no mark. Does not show single labels, or what features
+know.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Lab:
         points = Points(self.folder / "points.json")
         found = points.get({**what, "costs": not remember})
         if found is None:
-            self.experiment.train()
+            self.result()  # trains what is missing
             found = self._measured(make, self.remembering if remember else self.federation)
             points.put({**what, "costs": not remember}, found)
         return found

@@ -1,9 +1,9 @@
 """How much of their labels the owners have in common: accuracy against the label overlap.
 
 Shows: test accuracy of the affected models at each overlap, on the labels to forget (left) and on the others
-that a model knows (right), mean with a band from the worst to the best; every point is a graph trained for it.
-The labels to forget stay with their holders whatever the overlap is. A request that was refused has no point.
-Does not show how skewed the numbers of samples are: that is `partition`.
+that a model knows (right), mean with a band from the worst to the best; every point is a graph trained for
+it. The labels to forget stay with their holders whatever the overlap is. A request that was refused has no
+point. Does not show how skewed the numbers of samples are: that is `partition`.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def draw(records: Sequence[Record]) -> Figure:
     """Both accuracies and the owners' time, a bar for each scope."""
     ways = [way for way in distinct(records, "way") if way not in LEVELS]
     figure, axes = panels(11, 4.4, 3)
-    for ax, column, words in zip(axes, ("forget", "retained"), (FORGOTTEN, KEPT), strict=True):
+    for ax, column, words in zip(axes[:2], ("forget", "retained"), (FORGOTTEN, KEPT), strict=True):
         for way in LEVELS:
             level(ax, values([r for r in records if r["way"] == way], column), LOOKS[way])
         for i, way in enumerate(ways):
