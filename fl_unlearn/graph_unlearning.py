@@ -224,7 +224,7 @@ def find(
     base = work.base(sources)
     wanted = {*sources, *spread(affected, most_scored)}
     scored = {name: work.judged(name, base) for name in affected if name in wanted}
-    shared, own = choose_for(scored)
+    shared, own = choose_for(scored, force=s.force)
     found = Found(request, roots, affected, sources, scored, shared, {})
     if not own:
         worst = max(scored.values(), key=lambda cs: min((c.forget_accuracy, c.retain_drop) for c in cs))
@@ -235,19 +235,20 @@ def find(
 
 
 def choose_for(
-    scored: Mapping[str, Sequence[Candidate]],
+    scored: Mapping[str, Sequence[Candidate]], *, force: bool = False
 ) -> tuple[Candidate | None, dict[str, tuple[float, float]]]:
     """The variant that passes on every model at the least mean cost; failing that, each model's own.
 
     Args:
         scored: Model to what was measured of each variant; not empty, the same variants everywhere.
+        force: Take the first variant whatever was measured.
 
     Returns:
         What was chosen for all, with the worst accuracy, the worst drop and the mean cost over the models, or
         None; and model to threshold and dampening, empty if there is a model without any that passes.
     """
     together = [_joined(same) for same in zip(*scored.values(), strict=True)]
-    best = choose(together)
+    best = together[0] if force else choose(together)
     if best is not None:
         return best, dict.fromkeys(scored, (best.threshold, best.dampening))
     own = {name: choose(candidates) for name, candidates in scored.items()}

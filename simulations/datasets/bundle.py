@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 
+class DatasetError(ValueError):
+    """A data set that cannot be loaded: a wrong name or setting, or missing or unsuitable files."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a model is fed.
@@ -55,6 +59,7 @@ class Bundle:
         num_classes: Labels are below it.
         inputs: What a model is fed.
         about: What it is and where it comes from, for tables; says so if it is synthetic.
+        classes: The name of every label, in their order; empty where the files name none.
     """
 
     train: Part
@@ -62,3 +67,4 @@ class Bundle:
     num_classes: int
     inputs: Inputs
     about: str = ""
+    classes: tuple[str, ...] = ()

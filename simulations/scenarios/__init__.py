@@ -1,50 +1,83 @@
-"""Scenarios (placeholder until the real builders land)."""
-from fl_unlearn.plan import PlannedModel as P
-from simulations.scenarios.contract import Scenario
+"""Scenarios: topologies of models that inherit from one another, and who owns which labels.
 
-def diamond(n, forget, length):
-    f = forget or (0,)
-    all_, rest = tuple(range(n)), tuple(c for c in range(n) if c not in f)
-    return Scenario("diamond", "federated", (
-        P("init"), P("d", ["init"], "a"), P("s", ["init"], "b"),
-        P("r1", ["d", "s"], "c"), P("r2", ["r1"], "c"),
-        P("r3", ["d", "r2"], "e"), P("r4", ["r1", "r2"], "e")),
-        {"a": rest, "b": rest, "c": all_, "e": all_}, f)
+To add one, write a function in a file of its own and a line in `SCENARIOS`. It takes ``num_classes``, and of
+``forget`` (labels) and ``length`` (of the graph) what it has a use for.
+"""
 
-def several(n, forget, length):
-    f = forget or (0, 1, 2, 3)
-    rest = tuple(c for c in range(n) if c not in f)
-    h = len(f) // 2
-    return Scenario("several", "two roots", (
-        P("init"), P("r1", ["init"], "a"), P("r2", ["init"], "b"), P("r4", ["r1", "r2"], "c")),
-        {"a": f[h:] + rest, "b": f[:h] + rest, "c": tuple(range(n))}, f)
+from __future__ import annotations
 
-def incremental(n, forget, length):
-    f = forget or (0,)
-    L = length or 4
-    labels = {f"o{i}": tuple(range(n - (L - 1 - i) * max(1, n // 10) if L < 6 else n)) for i in range(L)}
-    return Scenario("incremental", "chain", tuple(
-        P(f"u{i}", [f"u{i-1}"] if i else [], f"o{i}") for i in range(L)), labels, f)
+import difflib
+from collections.abc import Callable, Iterable
+from inspect import signature
 
-def parallel(n, forget, length):
-    f = forget or (0, 1, 2)
-    rest = tuple(c for c in range(n) if c not in f)
-    k = len(f) // 3
-    return Scenario("parallel", "ddp", (P("init"), *(P(f"u{i}", ["init"], f"w{i}") for i in (1, 2, 3)), P("u0", ["u1", "u2", "u3"])),
-        {f"w{i}": f[(i-1)*k:i*k] + rest for i in (1, 2, 3)}, f)
+from simulations.scenarios.contract import Scenario, ScenarioError
+from simulations.scenarios.depth import depth
+from simulations.scenarios.diamond import diamond
+from simulations.scenarios.incremental import incremental, incremental_30
+from simulations.scenarios.overlap import with_overlap
+from simulations.scenarios.parallel import parallel, parallel_missing
+from simulations.scenarios.several import several
+from simulations.scenarios.transfer import transfer
 
-def transfer(n, forget, length):
-    f = forget or (0,)
-    return Scenario("transfer", "star", (P("u0", [], "o0"), *(P(f"u{i}", ["u0"], f"o{i}", "head") for i in range(1, 5))),
-        {f"o{i}": tuple(range(n)) for i in range(5)}, f)
+__all__ = ["LEAST_RETAINED", "SCENARIOS", "Scenario", "ScenarioError", "build"]
 
-def depth(n, forget, length):
-    f = forget or (0,)
-    L = length or 50
-    return Scenario("depth", "avg of last two", (P("m0", [], "a"), P("m1", ["m0"], "b"), *(P(f"m{i}", [f"m{i-2}", f"m{i-1}"], "abcde"[i % 5]) for i in range(2, L))),
-        {o: tuple(range(n)) for o in "abcde"}, f)
+SCENARIOS: dict[str, Callable[..., Scenario]] = {
+    "diamond": diamond,
+    "several": several,
+    "parallel": parallel,
+    "parallel-missing": parallel_missing,
+    "incremental": incremental,
+    "incremental-30": incremental_30,
+    "transfer": transfer,
+    "depth": depth,
+}
+"""The scenarios by name."""
 
-SCENARIOS = {"diamond": diamond, "several": several, "incremental": incremental, "parallel": parallel, "transfer": transfer, "depth": depth}
+LEAST_RETAINED = 2
+"""Labels, of those that are kept, that everybody who trains has: with one there is nothing to tell apart."""
 
-def build(name, num_classes, *, forget=None, length=None, overlap=None):
-    return SCENARIOS[name](num_classes, forget, length)
+
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    forget: Iterable[int] | None = None,
+    length: int | None = None,
+    overlap: float | None = None,
+) -> Scenario:
+    """Build a scenario.
+
+    Args:
+        name: One of `SCENARIOS`; the function there says what its graph is.
+        num_classes: How many labels the data has.
+        forget: Labels to forget; None: the paper's, scaled to the number of labels as the scenario says.
+        length: How many models, where that can be chosen; None: the paper's.
+        overlap: Which share of its retained labels an owner has in common with the others, from 0 (each has
+            its own) to 1; None: as the scenario has it. See `simulations.scenarios.overlap`.
+
+    Raises:
+        ScenarioError: If there is no such scenario, or it cannot be built like this.
+    """
+    if name not in SCENARIOS:
+        close = difflib.get_close_matches(name, SCENARIOS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ScenarioError(f"unknown scenario {name!r}: the known ones are {', '.join(SCENARIOS)}{hint}")
+    options = {"forget": forget, "length": length}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option in given:
+        able = [n for n, builder in SCENARIOS.items() if option in signature(builder).parameters]
+        if name not in able:
+            raise ScenarioError(
+                f"{name} has no {option} to choose, got {given[option]}; it is for {', '.join(able)}"
+            )
+    scenario = SCENARIOS[name](num_classes, **given)
+    if overlap is not None:
+        scenario = with_overlap(scenario, overlap)
+    for owner in dict.fromkeys(model.owner for model in scenario.models if model.owner is not None):
+        kept = set(scenario.labels[owner]) - set(scenario.forget)
+        if len(kept) < LEAST_RETAINED:
+            raise ScenarioError(
+                f"{name}: {owner} would have {len(kept)} retained classes and needs {LEAST_RETAINED} or more "
+                f"to train on; forget fewer of the {num_classes} classes, or raise the overlap"
+            )
+    return scenario

@@ -34,7 +34,9 @@ class Scenario:
         object.__setattr__(self, "models", tuple(ordered(self.models)))
         for model in self.models:
             if model.owner is not None and model.owner not in self.labels:
-                raise ScenarioError(f"{self.name}: {model.name!r} trains on the data of {model.owner!r}, who has none")
+                raise ScenarioError(
+                    f"{self.name}: {model.name!r} trains on the data of {model.owner!r}, who has none"
+                )
         owned = {label for own in self.labels.values() for label in own}
         if unowned := sorted(set(self.forget) - owned):
             raise ScenarioError(f"{self.name}: nobody owns class {unowned[0]}, which is to be forgotten")
@@ -56,3 +58,15 @@ class Scenario:
         """The models that learned something that is to be forgotten, parents before children."""
         known = self.known()
         return [m.name for m in self.models if known[m.name] & set(self.forget)]
+
+    def roots(self) -> list[str]:
+        """The first models that learned something that is to be forgotten."""
+        affected = set(self.affected())
+        return [m.name for m in self.models if m.name in affected and not affected.intersection(m.parents)]
+
+    def holders(self) -> dict[str, tuple[int, ...]]:
+        """Owner to the labels that are to be forgotten and that it owns; only owners that have some."""
+        own = {
+            owner: tuple(la for la in labels if la in self.forget) for owner, labels in self.labels.items()
+        }
+        return {owner: labels for owner, labels in own.items() if labels}

@@ -85,7 +85,7 @@ def load(
     for part, source in (("training", train), ("test", test)):
         if not len(source.labels) or source.labels.min() < 0:
             raise ValueError(f"{name}: the {part} set is empty or has labels below 0 (unlabelled pictures)")
-    chosen = _stratified_subset(train.labels, max_train, seed)
+    chosen = stratified_subset(train.labels, max_train, seed)
     train_pixels, test_pixels = train.decode(chosen), test.decode(np.arange(len(test.labels)))
     if train_pixels.shape[1:] != test_pixels.shape[1:]:
         raise ValueError(
@@ -100,7 +100,7 @@ def load(
     )
 
 
-def _stratified_subset(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+def stratified_subset(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Ascending indices of ``size`` samples (0: all), every class in proportion to its share."""
     if size == 0 or size >= len(labels):
         return np.arange(len(labels))
