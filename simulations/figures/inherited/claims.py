@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simulations.figures.inherited.drawing import look_of
 from simulations.figures.inherited.records import Record, distinct, mean_of, values
 from simulations.inheritance.results import BEFORE, RETRAINED
 
@@ -30,8 +31,9 @@ def compared(records: Sequence[Record], claim: tuple[float, float]) -> list[str]
         claim: Forgotten and retained accuracy.
     """
     hit = [r for r in records if r["affected"]]
+    forget, kept = claim
     lines = [
-        f"paper: {claim[0]:.2%} on the forgotten labels, {claim[1]:.2%} on the others, {FASTER:.0%} less time"
+        f"the paper's claim: {forget:.2%} on the forgotten labels, {kept:.2%} on the others, {FASTER:.0%} less time"
     ]
     lines += [_line(way, hit) for way in distinct(hit, "method")]
     lines.append(
@@ -44,9 +46,10 @@ def compared(records: Sequence[Record], claim: tuple[float, float]) -> list[str]
 def _line(way: str, hit: Sequence[Record]) -> str:
     own = [r for r in hit if r["method"] == way]
     refused = distinct([r for r in own if r.get("refused")], "experiment")
-    text = f"{way}: {percent(mean_of(own, 'forget'))} and {percent(mean_of(own, 'retained'))}"
+    text = f"{look_of(way).label}: {percent(mean_of(own, 'forget'))} and {percent(mean_of(own, 'retained'))}"
     if way not in (BEFORE, RETRAINED) and (share := spared(hit, way)) is not None:
-        text += f", {share:.1%} less of the owners' computing time than retraining"
+        more_or_less = f"{share:.1%} less" if share > 0 else "more"
+        text += f", at {1 - share:.1%} of the owners' computing time of retraining ({more_or_less})"
     return text + (f"; refused in {', '.join(refused)}" if refused else "")
 
 

@@ -1,8 +1,8 @@
 """Accuracy against the threshold: what the figures of the threshold and of merging have in common.
 
-Mean test accuracy of the affected models at each t (logarithmic), with a band from the worst to the best
-model. A star is what calibration chose, where it lies: at its t, with a dampening of its own, over the models
-that got that t. A ring is the t of the paper's settings.
+Mean test accuracy of the affected models at each t (logarithmic). Below t = 1 nothing more is changed: a
+factor would be above 1 there, and is not taken. A star is what calibration chose, where it lies: at its t,
+with a dampening of its own, over the models that got that t. A ring is the t of the paper's settings.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from fl_unlearn.figures import BLACK
 from simulations.figures.inherited.drawing import (
@@ -41,6 +41,7 @@ CALIBRATION, BY_HAND = "calibration", "by hand"
 """Who chose a t that is not merely one of the grid."""
 
 LEVELS = (BEFORE, RETRAINED)
+MOST_TICKS = 16
 
 
 def reference(lab: Lab) -> list[Record]:
@@ -74,18 +75,26 @@ def of_point(lab: Lab, way: str, point: Point, chosen: str = "") -> list[Record]
     ]
 
 
-def against_t(records: Sequence[Record], looks: Mapping[str, Look]) -> Figure:
-    """Both accuracies against t, a line for each way; before and retrained are lines across."""
+def against_t(records: Sequence[Record], looks: Mapping[str, Look], *, band: bool = True) -> Figure:
+    """Both accuracies against t, a line for each way; before and retrained are lines across.
+
+    Args:
+        records: Of one experiment.
+        looks: Way to look.
+        band: Whether bands are drawn, which hide one another where there are many ways.
+    """
     figure, axes = panels(11, 4.9, 2)
     for ax, column, words in zip(axes, ("forget", "retained"), (FORGOTTEN, KEPT), strict=True):
         for way in LEVELS:
             level(ax, values([r for r in records if r["way"] == way], column), LOOKS[way])
         for way, look in looks.items():
-            _way(ax, [r for r in records if r["way"] == way], column, look)
+            _way(ax, [r for r in records if r["way"] == way], column, look, band)
         percent_axis(ax, values(records, column))
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        tried = sorted(by_threshold([r for r in records if r["chosen"] == ""], column))
+        if len(tried) <= MOST_TICKS:
+            ax.set_xticks(tried, [f"{t:g}" for t in tried], fontsize=8)
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.set(xlabel="threshold t", ylabel=words)
     head(figure, title_of(records), calibrated(records))
     handles = [level_handle(LOOKS[way]) for way in LEVELS if any(r["way"] == way for r in records)]
@@ -98,13 +107,13 @@ def against_t(records: Sequence[Record], looks: Mapping[str, Look]) -> Figure:
     return figure
 
 
-_STAR: dict[str, Any] = {"marker": "*", "markersize": 15, "markeredgecolor": BLACK, "linestyle": "none"}
+_STAR: dict[str, Any] = {"marker": "*", "markersize": 12, "markeredgecolor": BLACK, "linestyle": "none"}
 _RING: dict[str, Any] = {"marker": "o", "markersize": 12, "markeredgecolor": BLACK, "linestyle": "none"}
 
 
-def _way(ax: Axes, own: Sequence[Record], column: str, look: Look) -> None:
+def _way(ax: Axes, own: Sequence[Record], column: str, look: Look, band: bool) -> None:
     lines = by_threshold([r for r in own if r["chosen"] != CALIBRATION], column)
-    banded(ax, lines, look)
+    banded(ax, lines, look, band=band)
     for t, found in by_threshold([r for r in own if r["chosen"] == BY_HAND], column).items():
         ax.plot([t], [100 * fmean(found)], color="none", zorder=4, **_RING)
     for t, found in by_threshold([r for r in own if r["chosen"] == CALIBRATION], column).items():
@@ -128,10 +137,10 @@ def calibrated(records: Sequence[Record]) -> str:
     for way in distinct(own, "way"):
         mine = [r for r in own if r["way"] == way]
         if mine[0]["refused"]:
-            parts.append(f"{way} refused, nothing was changed")
+            parts.append(f"{way}: refused, nothing was changed")
         else:
             pairs = dict.fromkeys((r["threshold"], r["dampening"]) for r in mine)
-            parts.append(f"{way} " + " and ".join(f"t = {t:g}, λ = {lam:g}" for t, lam in pairs))
+            parts.append(f"{way}: t = " + " and ".join(f"{t:g} (λ = {lam:g})" for t, lam in pairs))
     return "chosen by calibration: " + "; ".join(parts) if parts else ""
 
 
@@ -152,7 +161,7 @@ def table(records: Sequence[Record]) -> list[Record]:
             "forget: worst": max(values(own, "forget"), default=None),
             "retained: mean": mean_of(own, "retained"),
             "retained: worst": min(values(own, "retained"), default=None),
-            "refused": refused,
+            "refused": "yes" if refused else "",
         }
         for (name, way, _, chosen, refused), own in rows.items()
     ]

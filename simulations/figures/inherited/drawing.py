@@ -6,6 +6,7 @@ repeat what they say. Figures are drawn on the Agg canvas: pyplot and any displa
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ class Look:
         marker: Of its points.
         line: Its dashes.
         filled: Whether its marks are.
+        size: Of its marks in points; the smaller, the later it is drawn, so that all can be seen where
+            several ways give the same.
     """
 
     label: str
@@ -39,12 +42,20 @@ class Look:
     marker: str
     line: str = "-"
     filled: bool = True
+    size: float = 5.0
 
     @property
     def style(self) -> dict[str, Any]:
         """For `Axes.plot`."""
         face = self.colour if self.filled else "white"
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, "markerfacecolor": face}
+        return {
+            "color": self.colour,
+            "marker": self.marker,
+            "linestyle": self.line,
+            "markerfacecolor": face,
+            "markersize": self.size,
+            "zorder": 4 - self.size / 10,
+        }
 
     def mark(self, label: str = "") -> Line2D:
         """For a legend: the mark without a line."""
@@ -52,10 +63,10 @@ class Look:
 
 
 LOOKS = {
-    BEFORE: Look("before", GREY, "o", "--", filled=False),
-    "ours": Look("ours", BLUE, "o"),
-    "paper": Look("the paper's settings", VERMILLION, "s", "-."),
-    RETRAINED: Look("retrained", GREEN, "D", ":", filled=False),
+    BEFORE: Look("before", GREY, "o", "--", filled=False, size=7.0),
+    "ours": Look("ours", BLUE, "o", size=3.5),
+    "paper": Look("the paper's settings", VERMILLION, "s", "-.", size=5.5),
+    RETRAINED: Look("retrained", GREEN, "D", ":", filled=False, size=8.5),
 }
 _SPARE = [("#E69F00", "^"), ("#CC79A7", "v"), ("#56B4E9", "P"), ("#B8A800", "X"), (BLACK, "*")]
 FORGOTTEN, KEPT = "labels to forget: test accuracy (%)", "all other labels: test accuracy (%)"
@@ -90,7 +101,11 @@ def panels(width: float, height: float, count: int, **shared: Any) -> tuple[Figu
 
 def head(figure: Figure, title: str, note: str = "") -> None:
     """A title over all panels, and a line of smaller words under it."""
-    figure.suptitle(title + (f"\n{note}" if note else ""), fontsize=11, x=0.01, ha="left")
+    width = int(figure.get_figwidth() * 12)
+    lines = [line for part in note.splitlines() for line in textwrap.wrap(part, width)]
+    figure.suptitle(title, fontsize=12, x=0.01, ha="left")
+    if lines:
+        figure.axes[0].set_title("\n".join(lines), fontsize=9, loc="left", x=0.0)
 
 
 def legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
@@ -114,12 +129,14 @@ def percent_axis(ax: Axes, shares: Sequence[float], *, along: str = "y") -> None
     (ax.set_ylim if along == "y" else ax.set_xlim)(low, high)
 
 
-def banded(ax: Axes, points: Mapping[float, Sequence[float]], look: Look) -> None:
-    """The mean at each x, and a band from the smallest value there to the largest; shares, drawn in percent."""
+def banded(ax: Axes, points: Mapping[float, Sequence[float]], look: Look, *, band: bool = True) -> None:
+    """The mean at each x, and a band from the smallest value there to the largest; shares, in percent."""
     xs = [x for x in sorted(points) if points[x]]
     if not xs:
         return
-    ax.plot(xs, [100 * fmean(points[x]) for x in xs], linewidth=1.6, markersize=5, zorder=3, **look.style)
+    ax.plot(xs, [100 * fmean(points[x]) for x in xs], linewidth=1.5, **look.style)
+    if not band:
+        return
     low, high = ([100 * end(points[x]) for x in xs] for end in (min, max))
     ax.fill_between(xs, low, high, color=look.colour, alpha=0.13, linewidth=0)
 
@@ -137,7 +154,7 @@ def level_handle(look: Look) -> Line2D:
 
 def line_handle(look: Look) -> Line2D:
     """A line's entry in a legend."""
-    return Line2D([], [], **look.style, linewidth=1.6, markersize=5, label=look.label)
+    return Line2D([], [], **look.style, linewidth=1.5, label=look.label)
 
 
 def save(figure: Figure, path: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from simulations.figures.inherited.drawing import (
     Look,
     head,
     legend,
+    look_of,
     looks_of,
     panels,
     percent_axis,
@@ -32,7 +33,7 @@ from simulations.figures.inherited.picture import Grid, Picture, itself
 from simulations.figures.inherited.records import Record, distinct, every_row, one, values
 from simulations.inheritance.results import BEFORE
 
-ROW, MOST_INCHES = 0.055, 40.0
+ROW, MOST_INCHES = 0.07, 40.0
 """Inches a model gets per way, and the tallest picture."""
 
 
@@ -139,8 +140,8 @@ def _panel(ax: Axes, records: Sequence[Record], key: str, column: str, looks: di
                         linewidth=1,
                         alpha=0.45,
                     )
-                style = {**looks[way].style, "linestyle": "none"}
-                ax.plot([100 * value], [y], markersize=4.5, zorder=3, **style)
+                style = {**looks[way].style, "linestyle": "none", "markersize": 4.5}
+                ax.plot([100 * value], [y], **style)
     ax.grid(visible=False, axis="y")
     percent_axis(ax, values(records, column), along="x")
 
@@ -156,7 +157,7 @@ def table(records: Sequence[Record]) -> list[Record]:
             for column in ("forget", "retained"):
                 for way in ways:
                     found = one(own, lambda r, m=model, w=way: (r["model"], r["method"]) == (m, w))  # type: ignore[misc]
-                    row[f"{column}: {way}"] = found[column] if found else None
+                    row[f"{column}: {look_of(way).label}"] = found[column] if found else None
             out.append(row)
     return out
 

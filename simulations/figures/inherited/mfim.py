@@ -81,7 +81,9 @@ def _point(lab: Lab, way: str, settings: UnlearnSettings) -> Point:
 
 def draw(records: Sequence[Record]) -> Figure:
     """Both accuracies against t, a line for each rule."""
-    return against_t(records, {way: LOOKS[way] for way in distinct(records, "way") if way not in LEVELS})
+    return against_t(
+        records, {way: LOOKS[way] for way in distinct(records, "way") if way not in LEVELS}, band=False
+    )
 
 
 def said(records: Sequence[Record]) -> list[str]:

@@ -52,6 +52,7 @@ def draw(records: Sequence[Record]) -> Figure:
         for way, look in looks.items():
             banded(ax, by_overlap([r for r in records if r["method"] == way], column), look)
         percent_axis(ax, values(records, column))
+        ax.set_xticks(sorted(set(values(records, "overlap"))))
         ax.set(xlabel="labels that owners have in common (share)", ylabel=words)
     head(figure, title_of(records), refusals(records))
     legend(figure, [line_handle(look) for look in looks.values()])
@@ -92,7 +93,7 @@ def table(records: Sequence[Record]) -> list[Record]:
                         "forget: worst": max(values(own, "forget"), default=None),
                         "retained: mean": mean_of(own, "retained"),
                         "retained: worst": min(values(own, "retained"), default=None),
-                        "refused": own[0]["refused"] if own else "",
+                        "refused": "yes" if own and own[0]["refused"] else "",
                     }
                 )
     return rows

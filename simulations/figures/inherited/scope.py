@@ -1,9 +1,9 @@
 """Changing the head alone, the last block with it, or all layers: what it does, and what it costs the owners.
 
-Shows: test accuracy of the affected models after ours, calibrated for each scope on its own (a bar for the
-mean, a mark for each model), and the owners' computing time for the whole request (processor time on a CPU).
-Lines across are the models before and retrained. A scope that calibration refused has no bars of accuracy;
-the time was spent all the same. Does not show what features know: see `simulations.figures.deeper`.
+Shows: test accuracy of the affected models after ours, calibrated for each scope on its own (a line for the
+mean, a mark for each model), and the owners' computing time for the whole request (processor time on a CPU)
+beside that of retraining. Lines across are the models before and retrained. A scope that calibration refused
+has no marks; its time was spent all the same. Does not show what features know: see `simulations.figures.deeper`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 
-from fl_unlearn.figures import BLACK, BLUE, GREY
+from fl_unlearn.figures import BLUE, GREEN, GREY
 from simulations.figures.inherited.blocks import last_block
 from simulations.figures.inherited.drawing import (
     FORGOTTEN,
@@ -83,7 +84,7 @@ def of_scope(lab: Lab, words: str, scope: str, point: Point) -> list[Record]:
 
 
 def draw(records: Sequence[Record]) -> Figure:
-    """Both accuracies and the owners' time, a bar for each scope."""
+    """Both accuracies for each scope, and the owners' time beside that of retraining."""
     ways = [way for way in distinct(records, "way") if way not in LEVELS]
     figure, axes = panels(11, 4.4, 3)
     for ax, column, words in zip(axes[:2], ("forget", "retained"), (FORGOTTEN, KEPT), strict=True):
@@ -91,49 +92,55 @@ def draw(records: Sequence[Record]) -> Figure:
             level(ax, values([r for r in records if r["way"] == way], column), LOOKS[way])
         for i, way in enumerate(ways):
             _accuracies(ax, i, [r for r in records if r["way"] == way], column)
-        percent_axis(ax, [0.0, *values(records, column)])
+        percent_axis(ax, values(records, column))
         ax.set_ylabel(words)
-    for i, way in enumerate(ways):
-        _seconds(axes[2], i, [r for r in records if r["way"] == way])
+        _named(ax, ways)
+    again = [RETRAINED] if values([r for r in records if r["way"] == RETRAINED], "owner_seconds") else []
+    for i, way in enumerate([*ways, *again]):
+        _seconds(axes[2], i, [r for r in records if r["way"] == way], GREEN if way == RETRAINED else BLUE)
     axes[2].set_ylabel("owners' computing time (s)")
     axes[2].margins(y=0.12)
-    for ax in axes:
-        ax.set_xticks(range(len(ways)), ways)
-        ax.set_xlim(-0.6, len(ways) - 0.4)
-        ax.grid(visible=False, axis="x")
-    again = values([r for r in records if r["way"] == RETRAINED], "owner_seconds")
-    note = f"retraining the affected models took the owners {again[0]:.3g} s" if again else ""
-    head(figure, title_of(records), note)
+    _named(axes[2], [*ways, *again])
+    refused = [way for way in ways if any(r["way"] == way and r["refused"] for r in records)]
+    head(figure, title_of(records), f"refused: {', '.join(refused)}" if refused else "")
     handles = [level_handle(LOOKS[way]) for way in LEVELS if any(r["way"] == way for r in records)]
-    legend(figure, [Patch(color=BLUE, alpha=0.55, label="ours: mean (marks: models)"), *handles])
+    marks = [
+        Line2D([], [], color=BLUE, linewidth=3, label="ours: mean"),
+        Line2D([], [], **_MODEL, label="a model"),
+    ]
+    legend(figure, [*marks, *handles])
     return figure
+
+
+_MODEL: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 4.5, "alpha": 0.6, "linestyle": "none"}
+
+
+def _named(ax: Axes, names: Sequence[str]) -> None:
+    ax.set_xticks(range(len(names)), names)
+    ax.set_xlim(-0.6, len(names) - 0.4)
+    ax.grid(visible=False, axis="x")
 
 
 def _accuracies(ax: Axes, at: int, own: Sequence[Record], column: str) -> None:
     if any(r["refused"] for r in own):
-        ax.text(
-            at, 0.02, "refused", rotation=90, ha="center", va="bottom", transform=ax.get_xaxis_transform()
-        )
+        where = ax.get_xaxis_transform()
+        ax.text(at, 0.5, "refused", rotation=90, ha="center", va="center", transform=where)
         return
     found = values(own, column)
     if found:
-        ax.bar(at, 100 * fmean(found), width=0.5, color=BLUE, alpha=0.55)
-        spread = [at + 0.3 * (k / max(1, len(found) - 1) - 0.5) for k in range(len(found))]
-        ax.plot(spread, [100 * v for v in found], "o", color=BLACK, markersize=3, linestyle="none")
+        mean = 100 * fmean(found)
+        ax.plot([at - 0.3, at + 0.3], [mean, mean], color=BLUE, linewidth=3, zorder=3, solid_capstyle="butt")
+        spread = [at + 0.4 * (k / max(1, len(found) - 1) - 0.5) for k in range(len(found))]
+        ax.plot(spread, [100 * v for v in found], zorder=4, **_MODEL)
 
 
-def _seconds(ax: Axes, at: int, own: Sequence[Record]) -> None:
+def _seconds(ax: Axes, at: int, own: Sequence[Record], colour: str) -> None:
     refused, spent = any(r["refused"] for r in own), values(own, "owner_seconds")
     if spent:
-        ax.bar(at, spent[0], width=0.5, color="white" if refused else BLUE, alpha=0.55, edgecolor=GREY)
-        ax.annotate(
-            f"{spent[0]:.3g} s" + (" (refused)" if refused else ""),
-            (at, spent[0]),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+        ax.bar(at, spent[0], width=0.5, color="white" if refused else colour, alpha=0.55, edgecolor=GREY)
+        words = f"{spent[0]:.3g} s" + ("\n(refused)" if refused else "")
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 9}
+        ax.annotate(words, (at, spent[0]), xytext=(0, 3), **style)
 
 
 def table(records: Sequence[Record]) -> list[Record]:
@@ -155,7 +162,7 @@ def table(records: Sequence[Record]) -> list[Record]:
                     "retained: mean": mean_of(own, "retained"),
                     "retained: worst": min(kept, default=None),
                     "owner_seconds": own[0]["owner_seconds"],
-                    "refused": own[0]["refused"],
+                    "refused": "yes" if own[0]["refused"] else "",
                 }
             )
     return rows

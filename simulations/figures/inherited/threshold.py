@@ -1,7 +1,7 @@
 """What the threshold does: ours and the paper's settings over a grid of t.
 
-Shows: see `curves`; the dampening is 1 on the lines. Does not show what calibration would say to a t of the
-grid: each is taken whatever it does.
+Shows: see `curves`; bands reach from the worst model to the best. The dampening is 1 on the lines. Does not
+show what calibration would say to a t of the grid: each is taken whatever it does.
 """
 
 from __future__ import annotations
