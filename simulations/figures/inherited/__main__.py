@@ -1,7 +1,8 @@
 """The paper's figures and tables on graphs of models, each as CSV, Markdown, PNG and PDF.
 
-Trains what is missing and takes up what was interrupted: graphs are kept in --out/experiments by what decides
-their training, and everything measured of one beside it. Figures that a config does not fit are left out.
+Trains what is missing and takes up what was interrupted: graphs, and everything measured of one, are in
+--experiments/NAME, where ``python -m simulations.inheritance`` leaves them too. Figures that a config does
+not fit are left out. A table is of the configs that are named, and replaces the one that was there.
 
     python -m simulations.figures.inherited single-class threshold --config diamond.toml --out outputs/figures
 """
@@ -30,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         configs = read_configs(options.config, options.set, options.data)
-        order = Order(options.names or list(FIGURES), configs, _grid(options), options.out)
+        order = Order(
+            options.names or list(FIGURES), configs, _grid(options), options.out, options.experiments
+        )
         made = fulfil(order, tell)
     except (UnlearnError, ValueError, OSError) as e:
         print(f"failed: {e}", file=sys.stderr)
@@ -60,6 +63,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--thresholds", default="", metavar="T,T,...", help="grid of threshold and mfim")
     add("--overlaps", default="", metavar="S,S,...", help="grid of overlap, each from 0 to 1")
     add("--out", type=Path, default=Path("outputs/paper-figures"), metavar="DIR", help="where to write")
+    add(
+        "--experiments",
+        type=Path,
+        default=Path("outputs/inheritance"),
+        metavar="DIR",
+        help="where graphs are",
+    )
     add("--json", action="store_true", help="print what was made as JSON; progress is on stderr")
     return parser.parse_args(arguments)
 

@@ -33,7 +33,7 @@ def compared(records: Sequence[Record], claim: tuple[float, float]) -> list[str]
     hit = [r for r in records if r["affected"]]
     forget, kept = claim
     lines = [
-        f"the paper's claim: {forget:.2%} on the forgotten labels, {kept:.2%} on the others, {FASTER:.0%} less time"
+        f"the paper's claim: {forget:.2%} forgotten, {kept:.2%} on the other labels, {FASTER:.0%} less time"
     ]
     lines += [_line(way, hit) for way in distinct(hit, "method")]
     lines.append(

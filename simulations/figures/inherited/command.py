@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,8 @@ from simulations.figures.inherited.lab import Lab
 from simulations.figures.inherited.picture import Grid, Picture
 from simulations.figures.inherited.registry import FIGURES
 from simulations.figures.inherited.tables import to_csv, to_markdown
-from simulations.inheritance.config import Config, ConfigError
-from simulations.inheritance.methods import methods_of
+from simulations.inheritance.checks import check, check_names
+from simulations.inheritance.config import Config, ConfigError, read_changes, unknown
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class Order:
         names: Figures, names of `registry.FIGURES`.
         configs: Experiments by name.
         grid: What is tried where a figure tries several values.
-        out: Where everything goes.
+        out: Where tables and pictures go.
+        experiments: Folder of the experiments, each with its name.
 
     Raises:
         ConfigError: If a figure is unknown, or a value of the grid makes no sense.
@@ -37,13 +36,12 @@ class Order:
     configs: Mapping[str, Config]
     grid: Grid
     out: Path
+    experiments: Path
 
     def __post_init__(self) -> None:
         for name in self.names:
             if name not in FIGURES:
-                close = difflib.get_close_matches(name, FIGURES, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise ConfigError(f"unknown figure {name!r}{hint}; the known ones are {', '.join(FIGURES)}")
+                raise ConfigError(unknown("figure", name, FIGURES))
         for t in self.grid.thresholds:
             if not 0 < t < float("inf"):
                 raise ConfigError(f"a threshold must be a finite number above 0, got {t:g}")
@@ -93,28 +91,14 @@ def read_configs(files: Sequence[Path], values: Sequence[str], data: str) -> dic
     Raises:
         ConfigError: If a file cannot be read, two have the same name, or a key or value makes no sense.
     """
-    changes = dict(_change(text) for text in values)
-    if data:
-        changes["data-root"] = data
     found: dict[str, Config] = {}
+    changes = {**read_changes(values), **({"data-root": data} if data else {})}
     for path in files:
         if path.stem in found:
-            raise ConfigError(
-                f"two configs are called {path.stem!r}; rename one: its name is the experiment's"
-            )
-        found[path.stem] = Config.from_mapping({**Config.from_file(path).to_mapping(), **changes})
-        methods_of(found[path.stem].methods)
+            raise ConfigError(f"two configs are called {path.stem!r}, which names the experiment; rename one")
+        found[path.stem] = Config.from_file(path, changes)
+        check_names(found[path.stem])
     return found
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"a value must look like key=value, got {text!r}")
-    try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value  # a text without quotes
 
 
 def fulfil(order: Order, tell: Callable[[str], None]) -> list[Made]:
@@ -123,11 +107,12 @@ def fulfil(order: Order, tell: Callable[[str], None]) -> list[Made]:
     Raises:
         ConfigError: If no figure fits any config, or an experiment cannot be built; before any training.
     """
-    labs = [Lab(name, config, order.out / "experiments", tell) for name, config in order.configs.items()]
+    labs = [Lab(name, config, order.experiments / name, tell) for name, config in order.configs.items()]
     fitting = {name: _fitting(FIGURES[name], labs, order.grid) for name in order.names}
     if not any(own for own, _ in fitting.values()):
         why = [f"{name}: {lab}: {text}" for name, (_, out) in fitting.items() for lab, text in out.items()]
         raise ConfigError("no figure fits any of the configs: " + "; ".join(why))
+    order.out.mkdir(parents=True, exist_ok=True)
     return [_make(name, *fitting[name], order, tell) for name in order.names]
 
 
@@ -140,7 +125,7 @@ def _fitting(picture: Picture, labs: Sequence[Lab], grid: Grid) -> tuple[list[La
             left_out[lab.name] = why
             continue
         for one in picture.labs(lab, grid):
-            _ = one.scenario, one.world.head
+            check(one.world)
         fit.append(lab)
     return fit, left_out
 

@@ -6,6 +6,7 @@ repeat what they say. Figures are drawn on the Agg canvas: pyplot and any displa
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,9 +58,10 @@ class Look:
             "zorder": 4 - self.size / 10,
         }
 
-    def mark(self, label: str = "") -> Line2D:
-        """For a legend: the mark without a line."""
-        return Line2D([], [], **{**self.style, "linestyle": "none"}, label=label or self.label)
+    @property
+    def mark(self) -> dict[str, Any]:
+        """For `Axes.plot`: only marks, all ways' of the same size."""
+        return {**self.style, "linestyle": "none", "markersize": 4.5}
 
 
 LOOKS = {
@@ -130,15 +132,15 @@ def percent_axis(ax: Axes, shares: Sequence[float], *, along: str = "y") -> None
 
 
 def banded(ax: Axes, points: Mapping[float, Sequence[float]], look: Look, *, band: bool = True) -> None:
-    """The mean at each x, and a band from the smallest value there to the largest; shares, in percent."""
-    xs = [x for x in sorted(points) if points[x]]
-    if not xs:
-        return
-    ax.plot(xs, [100 * fmean(points[x]) for x in xs], linewidth=1.5, **look.style)
-    if not band:
-        return
-    low, high = ([100 * end(points[x]) for x in xs] for end in (min, max))
-    ax.fill_between(xs, low, high, color=look.colour, alpha=0.13, linewidth=0)
+    """The mean at each x, and a band from the smallest value there to the largest; shares, in percent.
+
+    Where there is no value, both have a gap.
+    """
+    xs, nan = sorted(points), [math.nan]
+    low, mean, high = ([100 * end(points[x] or nan) for x in xs] for end in (min, fmean, max))
+    ax.plot(xs, mean, linewidth=1.5, **look.style)
+    if band:
+        ax.fill_between(xs, low, high, color=look.colour, alpha=0.13, linewidth=0)
 
 
 def level(ax: Axes, shares: Sequence[float], look: Look) -> None:

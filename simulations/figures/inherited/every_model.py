@@ -13,6 +13,7 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fl_unlearn.figures import BLACK, GREY
 from simulations.figures.inherited.claims import compared
@@ -116,7 +117,7 @@ def _dumbbells(records: Sequence[Record], key: str, title: str, note: str) -> Fi
         label.set_color(BLACK if hit else GREY)
     head(figure, title, note)
     shown = [w for w in ways if any(r["method"] == w and values([r], "retained") for r in records)]
-    legend(figure, [looks[w].mark() for w in shown])
+    legend(figure, [Line2D([], [], label=looks[w].label, **looks[w].mark) for w in shown])
     return figure
 
 
@@ -140,8 +141,7 @@ def _panel(ax: Axes, records: Sequence[Record], key: str, column: str, looks: di
                         linewidth=1,
                         alpha=0.45,
                     )
-                style = {**looks[way].style, "linestyle": "none", "markersize": 4.5}
-                ax.plot([100 * value], [y], **style)
+                ax.plot([100 * value], [y], **looks[way].mark)
     ax.grid(visible=False, axis="y")
     percent_axis(ax, values(records, column), along="x")
 

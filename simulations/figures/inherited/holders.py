@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fl_unlearn.dampen import DampeningUpdate
+import torch
+
+from fl_unlearn.dampen import DampeningUpdate, Entry
 from fl_unlearn.fisher import FisherSums
-from fl_unlearn.graph_unlearning import Owners, find
+from fl_unlearn.graph_unlearning import Found, Owners, find
 from fl_unlearn.types import REST, ClassScores, ForgetRequest, StateDict, UnlearnSettings
 from simulations.inheritance.methods import Applied, Bench
 from simulations.inheritance.tasks import FederationOwners
@@ -60,30 +63,46 @@ def _only_rest(sums: FisherSums) -> FisherSums:
     return replace(sums, sums={REST: sums.sums[REST]}, counts={REST: sums.counts[REST]})
 
 
-def one_after_another(bench: Bench, settings: UnlearnSettings) -> list[Applied]:
-    """Each holder's update, in the owners' order; none is merged with another's.
+def one_after_another(bench: Bench, settings: UnlearnSettings) -> Applied:
+    """Each holder's update on what descends from its first models, one after another; composed by model.
 
     Args:
         bench: The graph and its owners.
         settings: Those of ours. Calibration, where they ask for it, looks at one holder's labels at a time.
     """
-    owners, forget = FederationOwners(bench.federation), bench.world.scenario.forget
-    out = []
+    owners, forget, cost = (
+        FederationOwners(bench.federation),
+        bench.world.scenario.forget,
+        bench.federation.cost,
+    )
+    seconds, rounds, began = cost.client_seconds, cost.rounds, time.perf_counter()
+    found: dict[str, Found] = {}
     for holder, own in owners.counts(bench.world.request).items():
-        mine = tuple(c for c in forget if own.get(c))
-        if not mine:
-            continue
-        alone = OneHolder(owners, holder, [c for c in forget if c not in mine])
-        cost, began = bench.federation.cost, time.perf_counter()
-        seconds, rounds = cost.client_seconds, cost.rounds
-        found = find(bench.graph, ForgetRequest(mine), alone, settings, tell=bench.tell)
-        out.append(
-            Applied(
-                found.updates,
-                bench.federation.cost.client_seconds - seconds,
-                time.perf_counter() - began,
-                bench.federation.cost.rounds - rounds,
-                refused=f"{holder}: {found.refused}" if found.refused else "",
-            )
-        )
-    return out
+        if mine := tuple(c for c in forget if own.get(c)):
+            alone = OneHolder(owners, holder, [c for c in forget if c not in mine])
+            found[holder] = find(bench.graph, ForgetRequest(mine), alone, settings, tell=bench.tell)
+    updates: dict[str, list[DampeningUpdate]] = {}
+    for one in found.values():
+        for name, update in one.updates.items():
+            updates.setdefault(name, []).append(update)
+    wall, spent = time.perf_counter() - began, bench.federation.cost
+    refused = "; ".join(f"{holder}: {one.refused}" for holder, one in found.items() if one.refused)
+    together = {} if refused else {name: composed(own) for name, own in updates.items()}
+    return Applied(together, spent.client_seconds - seconds, wall, spent.rounds - rounds, refused=refused)
+
+
+def composed(updates: Sequence[DampeningUpdate]) -> DampeningUpdate:
+    """One update that does what several do one after another; t and lambda are the last one's.
+
+    Args:
+        updates: One or more that erase nothing.
+    """
+    specs = {name: entry.spec for update in updates for name, entry in update.entries.items()}
+    entries = {}
+    for name, spec in specs.items():
+        factors = torch.ones(math.prod(spec.shape), dtype=torch.float64)
+        for entry in (u.entries[name] for u in updates if name in u.entries):
+            factors[entry.indices.long()] *= entry.factors.double()
+        chosen = (factors < 1).nonzero().squeeze(1)
+        entries[name] = Entry(chosen, factors[chosen].float(), spec)
+    return replace(updates[-1], entries=entries)

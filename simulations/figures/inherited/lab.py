@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fl_unlearn.dampen import apply_update
 from fl_unlearn.model_graph import ModelGraph
 from fl_unlearn.types import UnlearnSettings
 from simulations.compare.local import LocalFederation
 from simulations.figures.inherited.points import Point, Points
 from simulations.figures.inherited.remembering import Remembering
 from simulations.inheritance.config import Config
-from simulations.inheritance.experiment import Experiment, trained_like
-from simulations.inheritance.methods import Applied, Bench, Tell, settings_of
-from simulations.inheritance.results import RETRAINED, Result
+from simulations.inheritance.experiment import Experiment
+from simulations.inheritance.folder import MODELS, finished
+from simulations.inheritance.methods import Applied, Bench, ours, settings_of
+from simulations.inheritance.progress import Tell
+from simulations.inheritance.results import Result, Row
 from simulations.inheritance.world import World
 from simulations.scenarios.contract import Scenario
-from strategies.contract import Federation, State
 
-Make = Callable[[Bench], Sequence[Applied]]
-"""A way to forget: what is applied to a graph, in this order."""
+POINTS = "points.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way to forget that is tried on a graph.
+
+    Attributes:
+        label: Its name, in progress and among what was measured of the graph.
+        what: Everything that decides it, beside the graph.
+        make: Makes the updates.
+    """
+
+    label: str
+    what: Mapping[str, Any]
+    make: Callable[[Bench], Applied]
 
 
 @dataclass(frozen=True)
@@ -34,19 +47,14 @@ class Lab:
     Attributes:
         name: What tables and pictures call it.
         config: The experiment.
-        out: Folder of all experiments; this one gets its own in it, by name and by what decides the training.
+        folder: Where the graph and everything measured of it are; that of `simulations.inheritance`.
         tell: Told what is done next.
     """
 
     name: str
     config: Config
-    out: Path
+    folder: Path
     tell: Tell = print
-
-    @property
-    def folder(self) -> Path:
-        """Where the graph and everything measured of it are."""
-        return self.out / f"{self.name}-{hashlib.sha256(trained_like(self.config).encode()).hexdigest()[:8]}"
 
     @cached_property
     def world(self) -> World:
@@ -71,73 +79,72 @@ class Lab:
     @cached_property
     def experiment(self) -> Experiment:
         """What trains and measures."""
-        return Experiment(
-            self.world, self.federation, self.folder, lambda text: self.tell(f"{self.name}: {text}")
-        )
+        return Experiment(self.world, self.federation, self.folder, self._tell)
 
     @cached_property
     def settings(self) -> UnlearnSettings:
         """Ours, as the config says it."""
         return settings_of(self.config, self.world.head)
 
-    def with_config(self, **changes: Any) -> Lab:
-        """The same experiment with other values; its own folder where these decide the training."""
-        return replace(self, config=replace(self.config, **changes))
+    def _tell(self, text: str) -> None:
+        self.tell(f"{self.name}: {text}")
 
     def result(self) -> Result:
         """Everything before, after each method, and retrained: read, or trained and measured."""
-        found = Result.load(self.folder)
-        if (
-            found is not None
-            and _same(found.config, self.config)
-            and any(r.method == RETRAINED for r in found.rows)
-        ):
-            return found
-        return self.experiment.run()
+        return finished(self.folder, self.config) or self.experiment.run()
 
-    def point(self, what: Mapping[str, Any], make: Make, *, remember: bool = True) -> Point:
-        """One way to forget, measured on every affected model of the graph; measured once.
+    def points(self, trials: Sequence[Trial], *, remember: bool = True) -> list[Point]:
+        """Ways to forget, measured on every affected model of the graph; what was measured is kept.
 
         Args:
-            what: Everything that decides it, beside the training.
-            make: The way to forget.
-            remember: Whether Fisher sums are asked for once for all ways; ``seconds`` is of no use then.
+            trials: The ways.
+            remember: Whether Fisher sums are asked for once for all of them; ``seconds`` is of no use then.
+
+        Returns:
+            What was found of each, in their order.
         """
-        points = Points(self.folder / "points.json")
-        found = points.get({**what, "costs": not remember})
-        if found is None:
-            self.result()  # trains what is missing
-            found = self._measured(make, self.remembering if remember else self.federation)
-            points.put({**what, "costs": not remember}, found)
-        return found
-
-    def _measured(self, make: Make, federation: Federation) -> Point:
-        with ModelGraph(self.folder / "models") as graph:
-            applied = make(Bench(self.world, federation, graph, lambda text: None))
-            seconds = sum(a.seconds for a in applied)
-            if refused := "; ".join(a.refused for a in applied if a.refused):
-                return Point((), seconds, {}, {}, refused)
-            rows = self.experiment.measure("tried", lambda name: _after(graph.state(name), name, applied))
-            updates = [(name, u) for a in applied for name, u in a.updates.items()]
-            thresholds = {name: u.threshold for name, u in updates}
-            return Point(tuple(rows), seconds, thresholds, {name: u.dampening for name, u in updates})
-
-
-def _after(state: State, name: str, applied: Sequence[Applied]) -> State:
-    for one in applied:
-        if name in one.updates:
-            state = apply_update(state, one.updates[name])
-    return state
+        self.result()  # trains what is missing
+        points = Points(self.folder / POINTS)
+        federation = self.remembering if remember else self.federation
+        with ModelGraph(self.folder / MODELS) as graph:
+            trained = graph.umig.digest(1, len(graph.umig))
+            keys = [{**t.what, "graph": trained, "remembered": remember} for t in trials]
+            made: dict[str, Applied] = {}
+            for i, (trial, key) in enumerate(zip(trials, keys, strict=True), start=1):
+                if points.get(key) is None:
+                    self._tell(f"{trial.label} ({i} of {len(trials)})")
+                    made[trial.label] = trial.make(Bench(self.world, federation, graph, lambda text: None))
+            accepted = {label: applied for label, applied in made.items() if not applied.refused}
+            rows = self.experiment.measure(graph, accepted) if accepted else []
+        points.put(
+            (key, _point(made[trial.label], [r for r in rows if r.method == trial.label]))
+            for trial, key in zip(trials, keys, strict=True)
+            if trial.label in made
+        )
+        return [point for key in keys if (point := points.get(key)) is not None]
 
 
-def _same(found: Mapping[str, Any], config: Config) -> bool:
-    """Whether a result is of this config, wherever its data was."""
-    return {**found, "data-root": ""} == {**config.to_mapping(), "data-root": ""}
+def _point(applied: Applied, rows: Sequence[Row]) -> Point:
+    return Point(
+        tuple(rows),
+        applied.seconds,
+        {name: update.threshold for name, update in applied.updates.items()},
+        {name: update.dampening for name, update in applied.updates.items()},
+        applied.refused,
+    )
 
 
 def fixed(settings: UnlearnSettings, threshold: float) -> UnlearnSettings:
     """Settings with this threshold, taken whatever calibration would say to it."""
-    return replace(settings, threshold=threshold, forget_tolerance=1.0, max_retain_drop=1.0, force=True)
+    # With these tolerances every candidate passes, so one sample to score it on is as good as any.
+    return replace(
+        settings, threshold=threshold, forget_tolerance=1.0, max_retain_drop=1.0, calibration_samples=1
+    )
+
+
+def trial_of_ours(label: str, settings: UnlearnSettings) -> Trial:
+    """Ours with these settings."""
+    return Trial(label, decided_by("ours", settings), lambda bench: ours(bench, settings))
 
 
 def decided_by(method: str, settings: UnlearnSettings) -> dict[str, Any]:

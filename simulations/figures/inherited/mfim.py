@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -26,11 +27,9 @@ from simulations.figures.inherited.curves import (
 )
 from simulations.figures.inherited.drawing import Look
 from simulations.figures.inherited.holders import one_after_another
-from simulations.figures.inherited.lab import Lab, decided_by, fixed
+from simulations.figures.inherited.lab import Lab, Trial, decided_by, fixed, trial_of_ours
 from simulations.figures.inherited.picture import Grid, Picture, itself
-from simulations.figures.inherited.points import Point
 from simulations.figures.inherited.records import Record, distinct
-from simulations.inheritance.methods import ours
 from simulations.scenarios.contract import Scenario
 
 SEQUENTIAL = "sequential"
@@ -62,21 +61,23 @@ def unfit(scenario: Scenario) -> str:
 
 def measure(lab: Lab, grid: Grid) -> list[Record]:
     """Every rule at every t and calibrated, and the models before and retrained."""
-    records = reference(lab)
-    for i, way in enumerate(LOOKS, start=1):
-        lab.tell(f"{lab.name}: merging by {way} ({i} of {len(LOOKS)})")
+    trials = []
+    for way in LOOKS:
         rule = lab.settings.merge_rule if way == SEQUENTIAL else way
         settings = replace(lab.settings, merge_rule=rule, threshold=None)
-        records += of_point(lab, way, _point(lab, way, settings), CALIBRATION)
-        for t in grid.thresholds:
-            records += of_point(lab, way, _point(lab, way, fixed(settings, t)))
+        trials.append((way, CALIBRATION, _trial(way, f"{way}, calibrated", settings)))
+        trials += [(way, "", _trial(way, f"{way} at t = {t:g}", fixed(settings, t))) for t in grid.thresholds]
+    records = reference(lab)
+    points = lab.points([trial for _, _, trial in trials])
+    for (way, chosen, _), point in zip(trials, points, strict=True):
+        records += of_point(lab, way, point, chosen)
     return records
 
 
-def _point(lab: Lab, way: str, settings: UnlearnSettings) -> Point:
+def _trial(way: str, label: str, settings: UnlearnSettings) -> Trial:
     if way == SEQUENTIAL:
-        return lab.point(decided_by(way, settings), lambda bench: one_after_another(bench, settings))
-    return lab.point(decided_by("ours", settings), lambda bench: [ours(bench, settings)])
+        return Trial(label, decided_by(way, settings), partial(one_after_another, settings=settings))
+    return trial_of_ours(label, settings)
 
 
 def draw(records: Sequence[Record]) -> Figure:

@@ -9,6 +9,7 @@ point. Does not show how skewed the numbers of samples are: that is `partition`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from matplotlib.figure import Figure
 
@@ -31,7 +32,14 @@ from simulations.figures.inherited.records import Record, distinct, every_row, m
 
 def labs(lab: Lab, grid: Grid) -> list[Lab]:
     """An experiment for each overlap."""
-    return [lab.with_config(overlap=share) for share in grid.overlaps]
+    return [
+        replace(
+            lab,
+            config=replace(lab.config, overlap=share),
+            folder=lab.folder.with_name(f"{lab.folder.name}-overlap-{share:g}"),
+        )
+        for share in grid.overlaps
+    ]
 
 
 def measure(lab: Lab, grid: Grid) -> list[Record]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_unlearn.files import write_atomically
+from simulations.inheritance.kept import read_json, write_json
 from simulations.inheritance.results import Row
 
 
@@ -32,15 +32,15 @@ class Point:
 
 
 class Points:
-    """Points in a JSON file, each written as soon as it is there.
+    """Points in a JSON file.
 
     Args:
-        path: The file; made with the first point.
+        path: The file; made with the first points.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self._found: dict[str, Any] = read_json(path) or {}
 
     def get(self, what: Mapping[str, Any]) -> Point | None:
         """The point that ``what`` decides; None: it was not measured."""
@@ -49,10 +49,12 @@ class Points:
             return None
         return Point(**{**plain, "rows": tuple(Row(**row) for row in plain["rows"])})
 
-    def put(self, what: Mapping[str, Any], point: Point) -> None:
-        """Keep a point."""
-        self._found[_key(what)] = asdict(point)
-        write_atomically(self._path, json.dumps(self._found, indent=1).encode())
+    def put(self, points: Iterable[tuple[Mapping[str, Any], Point]]) -> None:
+        """Keep points, each with what decides it."""
+        new = {_key(what): asdict(point) for what, point in points}
+        if new:
+            self._found |= new
+            write_json(self._path, self._found)
 
 
 def _key(what: Mapping[str, Any]) -> str:

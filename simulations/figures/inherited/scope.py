@@ -3,7 +3,7 @@
 Shows: test accuracy of the affected models after ours, calibrated for each scope on its own (a line for the
 mean, a mark for each model), and the owners' computing time for the whole request (processor time on a CPU)
 beside that of retraining. Lines across are the models before and retrained. A scope that calibration refused
-has no marks; its time was spent all the same. Does not show what features know: see `simulations.figures.deeper`.
+has no marks; its time was spent all the same. Does not show what features know: `simulations.figures.deeper`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ from simulations.figures.inherited.drawing import (
     percent_axis,
     title_of,
 )
-from simulations.figures.inherited.lab import Lab, decided_by
+from simulations.figures.inherited.lab import Lab, trial_of_ours
 from simulations.figures.inherited.picture import Grid, Picture, itself
 from simulations.figures.inherited.points import Point
 from simulations.figures.inherited.records import Record, about, accuracies, distinct, levels, mean_of, values
-from simulations.inheritance.methods import ours
 from simulations.inheritance.results import BEFORE, RETRAINED
 
 LEVELS = (BEFORE, RETRAINED)
@@ -56,10 +55,11 @@ def measure(lab: Lab, grid: Grid) -> list[Record]:
     records = levels(lab, result, scope="", threshold=None, dampening=None, owner_seconds=None, refused="")
     records = [{**r, "owner_seconds": again} if r["way"] == RETRAINED else r for r in records]
     known = scopes(lab)
-    for i, (words, scope) in enumerate(known.items(), start=1):
-        lab.tell(f"{lab.name}: {words} ({i} of {len(known)})")
-        s = replace(lab.settings, fisher_scope=scope)
-        point = lab.point(decided_by("ours", s), lambda b, s=s: [ours(b, s)], remember=False)  # type: ignore[misc]
+    trials = [
+        trial_of_ours(words, replace(lab.settings, fisher_scope=scope)) for words, scope in known.items()
+    ]
+    points = lab.points(trials, remember=False)
+    for (words, scope), point in zip(known.items(), points, strict=True):
         records += of_scope(lab, words, scope, point)
     return records
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -21,10 +22,10 @@ from simulations.figures.inherited.curves import (
     table,
 )
 from simulations.figures.inherited.drawing import LOOKS
-from simulations.figures.inherited.lab import Lab, decided_by, fixed
+from simulations.figures.inherited.lab import Lab, Trial, fixed, trial_of_ours
 from simulations.figures.inherited.picture import Grid, Picture, itself
 from simulations.figures.inherited.records import Record, distinct
-from simulations.inheritance.methods import Applied, Bench, ours, paper
+from simulations.inheritance.methods import Applied, Bench, paper
 from simulations.inheritance.world import World
 
 WAYS = ("ours", "paper")
@@ -32,19 +33,18 @@ WAYS = ("ours", "paper")
 
 def measure(lab: Lab, grid: Grid) -> list[Record]:
     """Both ways at every t, what calibration chose, and the models before and retrained."""
-    records, hand = reference(lab), lab.config.paper_threshold
+    records, hand, divisor = reference(lab), lab.config.paper_threshold, lab.config.paper_divisor
     settings = replace(lab.settings, threshold=None)
-    point = lab.point(decided_by("ours", settings), lambda bench: [ours(bench, settings)])
-    records += of_point(lab, "ours", point, CALIBRATION)
-    for i, t in enumerate(grid.thresholds, start=1):
-        lab.tell(f"{lab.name}: ours at t = {t:g} ({i} of {len(grid.thresholds)})")
-        at = fixed(settings, t)
-        records += of_point(lab, "ours", lab.point(decided_by("ours", at), lambda b, s=at: [ours(b, s)]))  # type: ignore[misc]
-    for i, t in enumerate(tried := sorted({*grid.thresholds, hand}), start=1):
-        lab.tell(f"{lab.name}: the paper's settings at t = {t:g} ({i} of {len(tried)})")
-        what = {"method": "paper", "threshold": t, "divisor": lab.config.paper_divisor}
-        point = lab.point(what, lambda b, t=t: [_paper(b, t)])  # type: ignore[misc]
-        records += of_point(lab, "paper", point, BY_HAND if t == hand else "")
+    trials = [("ours", CALIBRATION, trial_of_ours("ours, calibrated", settings))]
+    for t in grid.thresholds:
+        trials.append(("ours", "", trial_of_ours(f"ours at t = {t:g}", fixed(settings, t))))
+    for t in sorted({*grid.thresholds, hand}):
+        what = {"method": "paper", "threshold": t, "divisor": divisor}
+        trial = Trial(f"the paper's settings at t = {t:g}", what, partial(_paper, threshold=t))
+        trials.append(("paper", BY_HAND if t == hand else "", trial))
+    points = lab.points([trial for _, _, trial in trials])
+    for (way, chosen, _), point in zip(trials, points, strict=True):
+        records += of_point(lab, way, point, chosen)
     return records
 
 
