@@ -20,14 +20,31 @@ def find_head(model: nn.Module, name: str | None = None) -> tuple[str, nn.Linear
     """
     linear = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear)}
     if not linear:
-        raise FisherError("the model has no nn.Linear to be its head; use scope 'all' or parameter names")
+        raise FisherError(_no_linear(model))
     if name is None:
         name = list(linear)[-1]
     if name not in linear:
+        near = difflib.get_close_matches(name, linear, n=1, cutoff=0.4)
         raise FisherError(
             f"head={name!r} is no nn.Linear of the model; there are {', '.join(map(repr, linear))}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
         )
     return name, linear[name]
+
+
+def _no_linear(model: nn.Module) -> str:
+    """What was looked for in a model without a linear layer, what is there, and what to do."""
+    layers = [(n, m) for n, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None]
+    found = example = ""
+    if layers:
+        name, last = layers[-1]
+        found = f"; the last of its {len(layers)} layers with parameters is {name!r}, a {type(last).__name__}"
+        example = f" such as scope={f'{name}.*' if name else '*'!r}"
+    return (
+        f"{type(model).__name__} has no nn.Linear to be its head{found}. The head is the last nn.Linear that the "
+        "model registers, or the one named by head=...: let one give the logits, or use scope 'all' or parameter "
+        f"names{example}"
+    )
 
 
 def resolve_scope(model: nn.Module, scope: str, head: str | None = None) -> list[str]:

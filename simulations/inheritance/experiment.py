@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fl_unlearn.files import write_atomically
+import numpy as np
+import torch
+
 from fl_unlearn.model_graph import ModelGraph
 from fl_unlearn.plan import PlannedModel
-from fl_unlearn.types import ClassScores, StateDict
-from fl_unlearn.verify import score_state
-from simulations.inheritance.config import Config, ConfigError
-from simulations.inheritance.methods import METHODS, Applied, Bench, Tell, methods_of
+from fl_unlearn.types import ClassScores, StateDict, UnlearnError
+from fl_unlearn.verify import score_candidates
+from simulations.inheritance.checks import check, check_counts
+from simulations.inheritance.config import Config, kebab
+from simulations.inheritance.folder import (
+    APPLIED,
+    MODELS,
+    RETRAINED_MODELS,
+    SECONDS,
+    claim,
+)
+from simulations.inheritance.kept import Measured, load_applied, read_json, save_applied, write_json
+from simulations.inheritance.methods import KEYS, METHODS, Applied, Bench
+from simulations.inheritance.progress import Progress, Tell
 from simulations.inheritance.results import BEFORE, RETRAINED, Result, Row, Spent
 from simulations.inheritance.tasks import train_settings
 from simulations.inheritance.world import World
 from strategies.client import batches_of
 from strategies.contract import Federation, State
+from strategies.tasks import Answer
+
+
+class TrainingError(UnlearnError, ValueError):
+    """A model that cannot be trained."""
 
 
 class Experiment:
@@ -31,24 +47,67 @@ class Experiment:
         tell: Told what is done next.
 
     Raises:
-        ConfigError: If the folder holds another experiment.
+        ConfigError: If the config makes no sense, or the folder holds another experiment.
+        UnlearnError, ValueError: As `checks.check`.
     """
 
     def __init__(self, world: World, federation: Federation, out: Path, tell: Tell = print) -> None:
         self.world, self.federation, self.out, self.tell = world, federation, out, tell
-        methods_of(world.config.methods)
-        out.mkdir(parents=True, exist_ok=True)
-        _claim(out / "config.json", trained_like(world.config))
+        check(world)
+        check_counts(world, federation.clients)
+        claim(out, world.config)
 
+    def run(self, *, retrain: bool = True) -> Result:
+        """Everything that is not there yet: train, retrain, forget by each method, measure.
+
+        Args:
+            retrain: Whether the affected models are retrained, which takes about as long as training them.
+
+        Raises:
+            TrainingError: If a training diverged.
+        """
+        self.train()
+        if retrain:
+            self.retrain()
+        with ModelGraph(self.out / MODELS) as graph:
+            applied = {name: self.forget(name, graph) for name in self.world.config.method_names()}
+            rows = self.measure(graph, applied)
+            parameters = sum(t.numel() for t in graph.state(rows[0].model).values())
+        if retrain:
+            rows += self.measure_retrained()
+        seconds, scenario, bundle = self.seconds(), self.world.scenario, self.world.bundle
+        result = Result(
+            self.world.config.to_mapping(),
+            {"scenario": scenario.about, "data": bundle.about},
+            scenario.forget,
+            tuple(scenario.affected()),
+            tuple(rows),
+            seconds.get("train", {}),
+            seconds.get("retrain", {}) if retrain else {},
+            {n: Spent(a.seconds, a.wall, a.rounds, a.facts, a.refused) for n, a in applied.items()},
+            passes_of(scenario.models, self.world.config),
+            {
+                "models": len(scenario.models),
+                "affected": len(scenario.affected()),
+                "owners": len(scenario.owners),
+                "train-samples": len(bundle.train.labels),
+                "test-samples": len(bundle.test.labels),
+                "parameters": parameters,
+            },
+        )
+        result.save(self.out)
+        return result
+
+    # ------------------------------------------------------------------ training
     def train(self) -> None:
         """Train every model of the graph."""
-        with ModelGraph(self.out / "models") as graph:
+        with ModelGraph(self.out / MODELS) as graph:
             self._grow(graph, self.world.scenario.models, "train", "train")
 
     def retrain(self) -> None:
         """Train every affected model again without what is to be forgotten; the others are copied."""
         affected = set(self.world.scenario.affected())
-        with ModelGraph(self.out / "models") as graph, ModelGraph(self.out / "retrained") as again:
+        with ModelGraph(self.out / MODELS) as graph, ModelGraph(self.out / RETRAINED_MODELS) as again:
             for model in self.world.scenario.models:
                 if model.name not in affected and model.name not in again:
                     again.register(
@@ -58,105 +117,139 @@ class Experiment:
 
     def _grow(self, graph: ModelGraph, plan: Sequence[PlannedModel], part: str, what: str) -> None:
         positions = {model.name: i for i, model in enumerate(plan)}
-        world, seconds = self.world, self.seconds()
+        world, seconds, passes = self.world, self.seconds(), passes_of(plan, self.world.config)
+        sizes = {owner: counts[part] for owner, counts in self.federation.clients.items()}
+        work = {m.name: float(sizes[m.owner] * passes[m.name]) if m.owner else 0.0 for m in plan}
+        progress = Progress(what, work, self.tell)
+        for model in plan:
+            if model.name in graph:
+                progress.skip(model.name)
 
         def train(model: PlannedModel, start: State) -> StateDict:
             assert model.owner is not None
-            settings = train_settings(world.config, model, part, world.head, positions[model.name])
+            progress.begin(model.name)
+            settings = train_settings(
+                world.config, model, part, world.head, positions[model.name], passes[model.name]
+            )
             answer = self.federation.ask("inheritance.train", {"model": start}, settings, [model.owner])
+            _check_finite(model, answer[model.owner], world.config)
             seconds.setdefault(what, {})[model.name] = answer[model.owner].seconds
-            self._keep("seconds.json", seconds)
+            write_json(self.out / SECONDS, seconds)
             return answer[model.owner].tensors["model"]
 
-        graph.grow(
-            plan,
-            lambda model: world.initial_state(),
-            train,
-            examples={o: c[part] for o, c in self.federation.clients.items()},
-            progress=lambda done, of, name: self.tell(f"{what}: {name} ({done + 1} of {of})"),
-        )
+        graph.grow(plan, lambda model: world.initial_state(), train, examples=sizes)
 
     def seconds(self) -> dict[str, dict[str, float]]:
         """``train`` and ``retrain``: model to its owner's computing time."""
-        path = self.out / "seconds.json"
-        found: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+        found: dict[str, dict[str, float]] = read_json(self.out / SECONDS) or {}
         return found
 
-    def run(self, *, retrain: bool = True) -> Result:
-        """Everything that is not there yet: train, retrain, forget by each method, measure.
+    # ------------------------------------------------------------------ forgetting
+    def forget(self, method: str, graph: ModelGraph) -> Applied:
+        """What a method makes of the graph, which stays as it is; what was kept is not made again."""
+        folder, key = self.out / APPLIED, {kebab(k): getattr(self.world.config, k) for k in KEYS}
+        applied = load_applied(folder, method, key)
+        if applied is None:
+            self.tell(f"forget: {method}")
+            applied = METHODS[method](Bench(self.world, self.federation, graph, self.tell))
+            save_applied(folder, method, key, applied)
+        return applied
+
+    # ------------------------------------------------------------------ measuring
+    def measure(self, graph: ModelGraph, applied: Mapping[str, Applied]) -> list[Row]:
+        """Measure every model as it was, and every affected one after each method.
+
+        All that is measured of one model is measured in one pass over its test samples.
 
         Args:
-            retrain: Whether the affected models are retrained, which takes about as long as training them.
+            graph: The trained models.
+            applied: Method to what it made.
         """
-        self.train()
-        if retrain:
-            self.retrain()
-        scenario, spent = self.world.scenario, {}
-        with ModelGraph(self.out / "models") as graph:
-            rows = self.measure(BEFORE, graph.state)
-            for name in methods_of(self.world.config.methods):
-                applied, own = self.forget(name, graph)
-                rows += own
-                spent[name] = Spent(
-                    applied.seconds, applied.wall, applied.rounds, applied.facts, applied.refused
-                )
-        if retrain:
-            with ModelGraph(self.out / "retrained") as again:
-                rows += self.measure(RETRAINED, again.state)
-        seconds = self.seconds()
-        result = Result(
-            self.world.config.to_mapping(),
-            {"scenario": scenario.about, "data": self.world.bundle.about},
-            scenario.forget,
-            tuple(scenario.affected()),
-            tuple(rows),
-            seconds.get("train", {}),
-            seconds.get("retrain", {}),
-            spent,
-        )
-        result.save(self.out)
-        return result
+        affected, measured = set(self.world.scenario.affected()), Measured(self.out)
+        wanted: dict[str, dict[str, Applied | None]] = {
+            model.name: {BEFORE: None, **(applied if model.name in affected else {})}
+            for model in self.world.scenario.models
+        }
+        digests = {
+            (name, method): made.updates[name].digest if made and name in made.updates else ""
+            for name, methods in wanted.items()
+            for method, made in methods.items()
+        }
+        progress = Progress("measure", dict.fromkeys(wanted, 1.0), self.tell)
+        for name, methods in wanted.items():
+            new = [m for m in methods if measured.get(name, m, digests[name, m]) is None]
+            if not new:
+                progress.skip(name)
+                continue
+            progress.begin(name)
+            updates = [made.updates.get(name) if (made := methods[m]) else None for m in new]
+            rows = self._scored(name, graph.state(name), dict(zip(new, updates, strict=True)))
+            measured.add((digests[name, row.method], row) for row in rows)
+        order = [(name, m) for m in (BEFORE, *applied) for name, methods in wanted.items() if m in methods]
+        found = [measured.get(name, method, digests[name, method]) for name, method in order]
+        return [row for row in found if row is not None]
 
-    def forget(self, method: str, graph: ModelGraph) -> tuple[Applied, list[Row]]:
-        """Forget by one method, and measure every affected model; the graph stays as it is."""
-        applied = METHODS[method](Bench(self.world, self.federation, graph, self.tell))
-        return applied, self.measure(method, lambda name: applied.state(graph, name))
-
-    def measure(self, method: str, state: Callable[[str], StateDict]) -> list[Row]:
-        """Measure every affected model of one method."""
-        known, model, rows = self.world.scenario.known(), self.world.build_model(), []
-        test = self.world.bundle.test
-        names = self.world.scenario.affected() if method != BEFORE else list(known)
-        for name in names:
-            scores = score_state(model, state(name), batches_of(test.samples))
-            rows.append(row_of(name, method, scores, known[name], self.world.scenario.forget))
+    def measure_retrained(self) -> list[Row]:
+        """Measure every affected model after retraining."""
+        measured, names, rows = Measured(self.out), self.world.scenario.affected(), []
+        progress = Progress("measure retrained", dict.fromkeys(names, 1.0), self.tell)
+        with ModelGraph(self.out / RETRAINED_MODELS) as graph:
+            for name in names:
+                row = measured.get(name, RETRAINED, "")
+                if row is None:
+                    progress.begin(name)
+                    (row,) = self._scored(name, graph.state(name), {RETRAINED: None})
+                    measured.add([("", row)])
+                else:
+                    progress.skip(name)
+                rows.append(row)
         return rows
 
-    def _keep(self, name: str, value: object) -> None:
-        write_atomically(self.out / name, json.dumps(value, indent=1).encode())
+    def _scored(self, name: str, state: StateDict, updates: Mapping[str, Any]) -> list[Row]:
+        """A model under several updates, by the name of each, on test samples of the labels that it knows."""
+        world, known = self.world, self.world.scenario.known()[name]
+        model = world.build_model()
+        model.load_state_dict(dict(state))
+        test = world.bundle.test
+        chosen = np.flatnonzero(np.isin(test.labels.numpy(), sorted(known)))
+        scores = score_candidates(
+            model.to(world.device), batches_of(test.rows(chosen)), list(updates.values()), head=world.head
+        )
+        return [
+            row_of(name, method, own, known, world.scenario.forget)
+            for method, own in zip(updates, scores, strict=True)
+        ]
 
 
 def row_of(model: str, method: str, scores: ClassScores, known: frozenset[int], forget: Sequence[int]) -> Row:
     """A model's accuracies over the labels it knows."""
-    forgotten, others = known & set(forget), known - set(forget)
-    unknown = set(scores.total)
-    return Row(
-        model,
-        method,
-        scores.without(unknown - forgotten).accuracy(),
-        scores.without(unknown - others).accuracy(),
-    )
+    forgotten, others = sorted(known & set(forget)), sorted(known - set(forget))
+    return Row(model, method, scores.accuracy(forgotten), scores.accuracy(others))
 
 
-def trained_like(config: Config) -> str:
-    """What decides the trained graphs, as JSON."""
-    free = {"methods", "scope", "merge_rule", "threshold", "reference_share", "calibration_samples"}
-    free |= {"paper_threshold", "paper_divisor", "data_root"}
-    return json.dumps({k: v for k, v in asdict(config).items() if k not in free}, sort_keys=True)
+def passes_of(plan: Sequence[PlannedModel], config: Config) -> dict[str, int]:
+    """How often training goes over the data, for each model that is trained.
+
+    Args:
+        plan: The models, parents before children.
+        config: Of a model of which no ancestor was trained, ``first_epochs`` counts, where there are any.
+    """
+    touched: set[str] = set()
+    passes = {}
+    for model in plan:
+        goes_on = any(parent in touched for parent in model.parents)
+        if model.owner is not None:
+            passes[model.name] = config.epochs if goes_on else config.first_epochs or config.epochs
+        if model.owner is not None or goes_on:
+            touched.add(model.name)
+    return passes
 
 
-def _claim(path: Path, text: str) -> None:
-    if not path.is_file():
-        path.write_text(text)
-    elif path.read_text() != text:
-        raise ConfigError(f"{path.parent} holds another experiment: {path.read_text()}; name another --out")
+def _check_finite(model: PlannedModel, answer: Answer, config: Config) -> None:
+    bad = [name for name, t in answer.tensors["model"].items() if not bool(torch.isfinite(t).all())]
+    if bad or "loss" not in answer.numbers:
+        what = repr(bad[0]) if bad else "the loss"
+        raise TrainingError(
+            f"the training of {model.name} by {model.owner} diverged: {what} is no "
+            f"longer finite; lower lr, which is {config.lr:g}"
+        )

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
+from fl_unlearn.fisher import FisherSums
 from fl_unlearn.graph_unlearning import Found, find
+from fl_unlearn.lineage import Node
 from fl_unlearn.merge import FisherPart, merge
 from fl_unlearn.model_graph import ModelGraph
 from fl_unlearn.types import REST, UnlearnSettings, signature_of
-from simulations.inheritance.config import Config, ConfigError
+from simulations.inheritance.config import Config
+from simulations.inheritance.progress import Tell
 from simulations.inheritance.tasks import FederationOwners
 from simulations.inheritance.world import World
+from strategies.client import Part
 from strategies.contract import Federation, State
 from strategies.fisher import ask_fisher, over_rest
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -108,27 +109,18 @@ def paper(bench: Bench) -> Applied:
 
     F is the squared gradient of the mean of a mini-batch of 32, of the head alone. Each root's owner computes
     F_forget on its root; these are merged by their element-wise maximum, divided by a constant once per
-    further root. Every affected model has a reference of its own, over all data of its owner; where it has none, over
-    that of all owners behind it. The threshold is set by hand, and nothing is measured before it is done.
+    further root. Every affected model has a reference of its own, over all data of its owner; where it
+    has none, over that of all owners behind it. The threshold is set by hand, and nothing is measured before
+    it is done.
     """
-    world, graph, config = bench.world, bench.graph, bench.world.config
+    graph, config = bench.graph, bench.world.config
     cost = bench.federation.cost
     seconds, rounds, began = cost.client_seconds, cost.rounds, time.perf_counter()
-    counts = FederationOwners(bench.federation).counts(world.request)
-    roots = graph.umig.roots([o for o, own in counts.items() if sum(n for c, n in own.items() if c != REST)])
+    roots = _roots(bench)
     parts = []
     for root in roots:
         assert root.owner is not None
-        sums = ask_fisher(
-            bench.federation,
-            graph.state(root.name),
-            kind="batch",
-            scope="head",
-            part="forget",
-            clients=[root.owner],
-            head=world.head,
-            batch_size=32,
-        )[root.owner]
+        sums = _batch_fisher(bench, graph.state(root.name), "forget", [root.owner])[root.owner]
         parts.append(FisherPart(root.name, REST, sums.mean(), sums.counts[REST]))
     divisor = config.paper_divisor ** (len(parts) - 1)
     merged = {n: f / divisor for n, f in merge(parts, "max").items()}
@@ -137,38 +129,42 @@ def paper(bench: Bench) -> Applied:
     for i, name in enumerate(affected, start=1):
         bench.tell(f"paper's settings: reference of {name} ({i} of {len(affected)} models)")
         node, state = graph.umig.node(name), graph.state(name)
-        sums_by_owner = ask_fisher(
-            bench.federation,
-            state,
-            kind="batch",
-            scope="head",
-            part="train",
-            clients=[node.owner] if node.owner else graph.owners_behind(name),
-            head=world.head,
-            batch_size=32,
-        )
+        whose = [node.owner] if node.owner else graph.owners_behind(name)
+        reference = over_rest(_batch_fisher(bench, state, "train", whose))
         updates[name] = build_update(
-            merged, over_rest(sums_by_owner), threshold=config.paper_threshold, signature=signature_of(state)
+            merged, reference, threshold=config.paper_threshold, signature=signature_of(state)
         )
     wall, spent = time.perf_counter() - began, bench.federation.cost
     facts: dict[str, str | int | float] = {"roots": len(roots), "threshold": config.paper_threshold}
     return Applied(updates, spent.client_seconds - seconds, wall, spent.rounds - rounds, facts)
 
 
+def _roots(bench: Bench) -> list[Node]:
+    """The first models that holders of what is to be forgotten trained."""
+    counts = FederationOwners(bench.federation).counts(bench.world.request)
+    held = [owner for owner, own in counts.items() if sum(n for c, n in own.items() if c != REST)]
+    return bench.graph.umig.roots(held)
+
+
+def _batch_fisher(bench: Bench, state: State, part: Part, owners: Sequence[str]) -> dict[str, FisherSums]:
+    """Owner to its Fisher sums of the head, of mini-batches of 32 as in the paper's code."""
+    return ask_fisher(
+        bench.federation,
+        state,
+        kind="batch",
+        scope="head",
+        part=part,
+        clients=owners,
+        head=bench.world.head,
+        batch_size=32,
+    )
+
+
 METHODS: dict[str, Callable[[Bench], Applied]] = {"ours": ours, "paper": paper}
 """Name to method."""
 
-
-def methods_of(text: str) -> list[str]:
-    """The methods in a text with commas between them.
-
-    Raises:
-        ConfigError: If one is unknown.
-    """
-    names = list(dict.fromkeys(p.strip() for p in text.split(",") if p.strip()))
-    for name in names:
-        if name not in METHODS:
-            close = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ConfigError(f"unknown method {name!r}{hint}; the known ones are {', '.join(METHODS)}")
-    return names
+KEYS = (
+    *("scope", "merge_rule", "threshold", "reference_share", "calibration_samples"),
+    *("paper_threshold", "paper_divisor"),
+)
+"""Fields of a `Config` that decide what methods do; nothing that was trained depends on them."""

@@ -63,6 +63,8 @@ class Result:
         train: Model to its owner's computing time in training, seconds.
         retrain: Affected model to the same without what is to be forgotten; empty: not retrained.
         spent: Method to what it took.
+        passes: Model to how often its training goes over its owner's data, as does its retraining.
+        sizes: "models", "affected", "owners", "train-samples", "test-samples", "parameters" of a model.
     """
 
     config: Mapping[str, Any]
@@ -73,6 +75,13 @@ class Result:
     train: Mapping[str, float]
     retrain: Mapping[str, float]
     spent: Mapping[str, Spent]
+    passes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def models(self) -> list[str]:
+        """Every model, parents before children."""
+        return [r.model for r in self.rows if r.method == BEFORE]
 
     def row(self, model: str, method: str) -> Row | None:
         """What was measured of one model; None: it was not."""
@@ -88,7 +97,7 @@ class Result:
         path = folder / FILE
         if not path.is_file():
             return None
-        plain = json.loads(path.read_text())
+        plain = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(Row(**r) for r in plain["rows"])
         spent = {name: Spent(**s) for name, s in plain["spent"].items()}
         lists = {key: tuple(plain[key]) for key in ("forget", "affected")}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fl_unlearn.plan import PlannedModel
 from fl_unlearn.types import REST, ClassScores, ForgetRequest, StateDict, UnlearnSettings
 from simulations.inheritance.config import Config
 from strategies.client import Client
-from strategies.contract import Federation, State
+from strategies.contract import Federation
 from strategies.fisher import ask_fisher
 from strategies.fiun_tasks import ask_scores
 from strategies.tasks import Answer, Settings, Tensors, task
@@ -27,7 +28,8 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
 
     Tensors: ``model``. Settings: ``part``, ``trains``, ``epochs``, ``batch-size``, ``optimizer``, ``lr``,
     ``momentum``, ``weight-decay``, ``milestones``, ``gamma``, ``head``, ``seed``. Answers with the ``model``,
-    unchanged where the part has no sample.
+    unchanged where the part has no sample, and the mean ``loss`` of the last pass; none where it is no longer
+    finite, which ends the training.
     """
     s: Any = settings
     count = client.count(s["part"])
@@ -43,9 +45,19 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     batches, loss = client.batches(s["part"], size=s["batch-size"], seed=s["seed"]), 0.0
     for _ in range(s["epochs"]):
         # Where only the head learns, the features must stay what they were: their statistics too.
-        loss = fit(model, batches, optimizer, statistics=s["trains"] == "all")
+        loss = fit(model, _of_several(batches), optimizer, statistics=s["trains"] == "all")
         schedule.step()
+        if not math.isfinite(loss):
+            return Answer(count, {"model": state_of(model)})
     return Answer(count, {"model": state_of(model)}, {"loss": loss})
+
+
+def _of_several(batches: Iterable[Any]) -> Iterator[Any]:
+    """Without a last batch of a single sample: batch normalisation cannot be trained on one.
+
+    Batches are shuffled, so it is another sample at every pass.
+    """
+    return (batch for batch in batches if len(batch[1]) > 1)
 
 
 def _optimizer(parameters: list[nn.Parameter], s: Any) -> torch.optim.Optimizer:
@@ -55,13 +67,22 @@ def _optimizer(parameters: list[nn.Parameter], s: Any) -> torch.optim.Optimizer:
 
 
 def train_settings(
-    config: Config, model: PlannedModel, part: str, head: str, position: int
+    config: Config, model: PlannedModel, part: str, head: str, position: int, epochs: int
 ) -> dict[str, Any]:
-    """The settings of the task ``inheritance.train`` for one model; ``position`` is its own in the plan."""
+    """The settings of the task ``inheritance.train`` for one model.
+
+    Args:
+        config: The experiment.
+        model: The model.
+        part: What its owner trains on; see `strategies.client.Part`.
+        head: Name of the head.
+        position: The model's place in the plan; decides the order of samples.
+        epochs: How often it goes over the data.
+    """
     return {
         "part": part,
         "trains": model.trains,
-        "epochs": config.epochs,
+        "epochs": epochs,
         "batch-size": config.batch_size,
         "optimizer": config.optimizer,
         "lr": config.lr,
@@ -124,6 +145,3 @@ def counts(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     own = {str(c): float((client.labels == c).sum()) for c in client.request.classes}
     rest = len(client.labels) - sum(own.values())
     return Answer(len(client.labels), numbers={**own, str(REST): rest})
-
-
-__all__ = ["FederationOwners", "State", "train_settings"]

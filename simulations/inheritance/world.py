@@ -16,7 +16,7 @@ from simulations import datasets, models, scenarios
 from simulations.datasets.bundle import Bundle
 from simulations.inheritance.config import Config
 from simulations.scenarios.contract import Scenario
-from simulations.scenarios.shares import share
+from simulations.scenarios.shares import held_out, share
 from strategies.client import Client
 from strategies.contract import State
 from strategies.training import state_of
@@ -44,6 +44,7 @@ class World:
             image_size=c.image_size,
             tokens=c.tokens,
             vocabulary=c.vocabulary,
+            download=c.download,
         )
 
     @cached_property
@@ -70,6 +71,13 @@ class World:
             c.model, data.inputs, data.num_classes, size=c.size, weights=Path(c.weights) if c.weights else ""
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where owners compute."""
+        if self.config.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.config.device)
+
     @cached_property
     def head(self) -> str:
         """Name of the model's head."""
@@ -83,15 +91,18 @@ class World:
 
     def shares(self, part: str) -> dict[str, np.ndarray]:
         """Owner to the positions of its samples in the training or the test part."""
-        c, labels = self.config, (self.bundle.train if part == "train" else self.bundle.test).labels.numpy()
-        return share(
+        c, labels = self.config, self.bundle.train.labels.numpy()
+        train = share(
             self.scenario,
             labels,
-            partition=c.partition if part == "train" else "even",
+            partition=c.partition,
             alpha=c.alpha,
             classes_per_owner=c.classes_per_owner,
             seed=c.seed,
         )
+        if part == "train":
+            return train
+        return held_out(train, labels, self.bundle.test.labels.numpy(), seed=c.seed)
 
     @cached_property
     def clients(self) -> dict[str, Client]:
@@ -105,6 +116,7 @@ class World:
                 self.bundle.train.rows(train[owner]),
                 self.bundle.test.rows(test[owner]),
                 self.request,
+                device=self.device,
             )
             for index, owner in enumerate(self.scenario.owners)
         }

@@ -1,0 +1,156 @@
+"""Several experiments, one after another: all are checked first, and a failure does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_unlearn.types import UnlearnError
+from simulations.compare.local import LocalFederation
+from simulations.inheritance.checks import check
+from simulations.inheritance.config import Config, ConfigError
+from simulations.inheritance.experiment import Experiment
+from simulations.inheritance.folder import claim, clear, finished
+from simulations.inheritance.grid import FOLDER
+from simulations.inheritance.progress import Tell
+from simulations.inheritance.results import Result
+from simulations.inheritance.tables import write_experiment, write_summary
+from simulations.inheritance.world import World
+
+EVERYWHERE = ("digits",)
+"""Data sets that need no folder."""
+
+PICTURES_HERE = "parquet"
+"""The data set of the small configs that a folder without a name is for."""
+
+FAILURES = (UnlearnError, ValueError, OSError, ImportError)
+"""What may be wrong with one experiment; anything else is a fault of ours and stops everything."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One experiment to run.
+
+    Attributes:
+        name: Its name, and its folder's.
+        config: The config; None: it cannot be read.
+        problem: Why not.
+    """
+
+    name: str
+    config: Config | None
+    problem: str = ""
+
+
+def jobs_of(paths: Iterable[Path], folders: Mapping[str, str], changes: Mapping[str, Any]) -> list[Job]:
+    """Read configs.
+
+    Args:
+        paths: Their files.
+        folders: Data set to folder, where a config names none; "": of all others that need one.
+        changes: Values by kebab-case key that go before the files'.
+
+    Raises:
+        ConfigError: If two files have the same name.
+    """
+    jobs: dict[str, Job] = {}
+    for path in paths:
+        if path.stem in jobs:
+            raise ConfigError(
+                f"two configs are named {path.stem!r}, and so would be their folders; rename one"
+            )
+        try:
+            config = Config.from_file(path, changes)
+        except ConfigError as e:
+            jobs[path.stem] = Job(path.stem, None, str(e))
+            continue
+        if not config.data_root and config.dataset not in EVERYWHERE:
+            config = replace(config, data_root=folders.get(config.dataset, folders.get("", "")))
+        jobs[path.stem] = Job(path.stem, config)
+    return list(jobs.values())
+
+
+def small_paths(folders: Mapping[str, str]) -> tuple[list[Path], dict[str, str]]:
+    """The shipped configs for two cores whose data is there, and of the others why they are left out.
+
+    Args:
+        folders: Data set to folder; "": the pictures'.
+    """
+    paths, left_out = [], {}
+    for path in sorted(FOLDER.glob("*-small.toml")):
+        needed = Config.from_file(path).dataset
+        named = {*EVERYWHERE, *folders, *((PICTURES_HERE,) if "" in folders else ())}
+        if needed in named:
+            paths.append(path)
+        else:
+            option = "--data FOLDER" if needed == PICTURES_HERE else f"--data {needed}=FOLDER"
+            left_out[path.stem] = f"its data was not named, see simulations/datasets; give {option}"
+    return paths, left_out
+
+
+def run_jobs(
+    jobs: Iterable[Job], out: Path, *, retrain: bool, again: str, tell: Tell
+) -> tuple[dict[str, Result], dict[str, str]]:
+    """Run experiments; those that are finished are not run again.
+
+    Args:
+        jobs: The experiments.
+        out: Gets a folder for each, and the summary after each.
+        retrain: Whether the affected models are retrained.
+        again: "all" makes everything anew, "methods" what was made of the trained models; "": nothing.
+        tell: Told what is done next.
+
+    Returns:
+        Name to result, and name to why it failed.
+    """
+    results, failed = dict[str, Result](), dict[str, str]()
+    ready = []
+    for job in jobs:
+        problem = job.problem or _problem(job, out, retrain, again)
+        if problem:
+            failed[job.name] = problem
+            tell(f"{job.name}: {problem}")
+        else:
+            ready.append(job)
+    for number, job in enumerate(ready, start=1):
+        assert job.config is not None
+        tell(f"{job.name} ({number} of {len(ready)})")
+        try:
+            results[job.name] = _run(job.name, job.config, out / job.name, retrain, again, tell)
+        except FAILURES as e:
+            failed[job.name] = _text(e)
+            tell(f"{job.name}: {failed[job.name]}")
+            continue
+        write_experiment(job.name, results[job.name], out / job.name)
+        write_summary(results, failed, out)
+    return results, failed
+
+
+def _problem(job: Job, out: Path, retrain: bool, again: str) -> str:
+    """Why an experiment cannot be run, found before any of them is trained; "": nothing is."""
+    assert job.config is not None
+    try:
+        if again or finished(out / job.name, job.config, retrain=retrain) is None:
+            check(World(job.config))
+        if again != "all":
+            claim(out / job.name, job.config)
+    except FAILURES as e:
+        return _text(e)
+    return ""
+
+
+def _run(name: str, config: Config, folder: Path, retrain: bool, again: str, tell: Tell) -> Result:
+    if again:
+        clear(folder, trained=again == "all")
+    if (found := finished(folder, config, retrain=retrain)) is not None:
+        tell(f"{name}: finished before")
+        return found
+    world = World(config)
+    federation = LocalFederation(list(world.clients.values()), world.request)
+    return Experiment(world, federation, folder, lambda text: tell(f"{name}: {text}")).run(retrain=retrain)
+
+
+def _text(e: BaseException) -> str:
+    return str(e) or type(e).__name__
