@@ -129,7 +129,9 @@ class Asked:
     def __init__(self) -> None:
         self.request, self.clients, self.cost, self.asked = ForgetRequest((0,)), {}, Cost(), 0
 
-    def ask(self, task: str, tensors: Any = None, settings: Any = None, clients: Any = None) -> dict[str, Answer]:
+    def ask(
+        self, task: str, tensors: Any = None, settings: Any = None, clients: Any = None
+    ) -> dict[str, Answer]:
         self.asked += 1
         return {"a": Answer(self.asked, {"0": {"w": torch.ones(4)}})}
 
@@ -172,7 +174,9 @@ def test_scores_are_asked_every_time_and_memory_is_bounded() -> None:
 def test_points_are_kept_by_what_decides_them(tmp_path: Path) -> None:
     one = Point((Row("r1", "ours", 0.0, 0.9), Row("r2", "ours", None, 0.8)), 1.5, {"r1": 3.0}, {"r1": 0.1})
     refused = Point((), 2.0, {}, {}, "none passed")
-    Points(tmp_path / "points.json").put([({"t": 3.0, "graph": "x"}, one), ({"t": 1.0, "graph": "x"}, refused)])
+    Points(tmp_path / "points.json").put(
+        [({"t": 3.0, "graph": "x"}, one), ({"t": 1.0, "graph": "x"}, refused)]
+    )
     again = Points(tmp_path / "points.json")
     assert again.get({"graph": "x", "t": 3.0}) == one
     assert again.get({"graph": "x", "t": 1.0}) == refused
@@ -184,7 +188,13 @@ def test_points_are_kept_by_what_decides_them(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- graphs
 def scenario(forget: tuple[int, ...] = (0, 1)) -> Scenario:
     p = PlannedModel
-    models = (p("i"), p("a", ["i"], "x"), p("b", ["i"], "y"), p("c", ["a", "b"], "z"), p("d", ["i", "c"], "z"))
+    models = (
+        p("i"),
+        p("a", ["i"], "x"),
+        p("b", ["i"], "y"),
+        p("c", ["a", "b"], "z"),
+        p("d", ["i", "c"], "z"),
+    )
     return Scenario("s", "Two roots.", models, {"x": (0, 2, 3), "y": (1, 2, 3), "z": (2, 3)}, forget)
 
 

@@ -143,7 +143,9 @@ def test_a_band_reaches_from_the_worst_model_to_the_best() -> None:
 
 
 def test_a_calibration_that_refused_has_no_star() -> None:
-    refused = point("max", None, None, chosen=curves.CALIBRATION, model="", retained=None, refused="none passed")
+    refused = point(
+        "max", None, None, chosen=curves.CALIBRATION, model="", retained=None, refused="none passed"
+    )
     figure = mfim.draw([point("before", None, 1.0), point("max", 1.0, 0.5), refused])
     assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
     assert "max: refused, nothing was changed" in figure.axes[0].get_title(loc="left")
@@ -185,10 +187,26 @@ def test_scopes_show_marks_and_times() -> None:
     rest: Record = {"scope": "", "threshold": 3.0, "refused": "", "owner_seconds": None}
     rows: list[Record] = [
         {**ABOUT, **rest, "way": "before", "model": "r1", "forget": 1.0, "retained": 0.9},
-        {**ABOUT, **rest, "way": "retrained", "model": "r1", "forget": 0.0, "retained": 0.9, "owner_seconds": 40.0},
+        {
+            **ABOUT,
+            **rest,
+            "way": "retrained",
+            "model": "r1",
+            "forget": 0.0,
+            "retained": 0.9,
+            "owner_seconds": 40.0,
+        },
         {**ABOUT, **rest, "way": "head", "model": "r1", "forget": 0.0, "retained": 0.8, "owner_seconds": 2.0},
         {**ABOUT, **rest, "way": "head", "model": "r2", "forget": 0.1, "retained": 0.6, "owner_seconds": 2.0},
-        {**ABOUT, **rest, "way": "all layers", "model": "", "forget": None, "retained": None, "owner_seconds": 9.0}
+        {
+            **ABOUT,
+            **rest,
+            "way": "all layers",
+            "model": "",
+            "forget": None,
+            "retained": None,
+            "owner_seconds": 9.0,
+        }
         | {"refused": "none passed"},
     ]
     figure = scope.draw(rows)
@@ -226,7 +244,10 @@ def test_time_where_a_method_refused_is_not_compared() -> None:
 
 def test_slower_than_retraining_is_said_so() -> None:
     rows = [{**row, "owner_seconds": 300.0} if row["method"] == "ours" else row for row in graph()]
-    assert "at 150.0% of the owners' computing time of retraining (more)" in claims.compared(rows, claims.SINGLE)[2]
+    assert (
+        "at 150.0% of the owners' computing time of retraining (more)"
+        in claims.compared(rows, claims.SINGLE)[2]
+    )
 
 
 def test_tables() -> None:
