@@ -72,7 +72,7 @@ def test_what_was_refused_is_named_and_has_no_mark() -> None:
         drawn = [y for ax in figure.axes for _, y in marks(ax, BLUE) if not math.isnan(y)]
         assert drawn == []
         assert "ours" not in words(figure)
-        assert "ours refused in e" in figure.axes[0].get_title(loc="left")
+        assert "ours refused in e" in figure.axes[0].get_title(loc="left").replace("\u00a0", " ")
 
 
 def test_the_overview_has_the_worst_and_the_mean_of_every_experiment() -> None:
@@ -132,7 +132,7 @@ def test_curves_are_means_and_what_was_chosen_is_marked() -> None:
         [100.0],
     ]
     assert left.get_xscale() == "log"
-    assert "t = 3 (λ = 0.1)" in left.get_title(loc="left")
+    assert "t = 3 (λ = 0.1)" in left.get_title(loc="left").replace("\u00a0", " ")
     assert words(figure)[-2:] == ["chosen by calibration", "the paper's t"]
 
 
@@ -148,7 +148,7 @@ def test_a_calibration_that_refused_has_no_star() -> None:
     )
     figure = mfim.draw([point("before", None, 1.0), point("max", 1.0, 0.5), refused])
     assert not [line for ax in figure.axes for line in ax.lines if line.get_marker() == "*"]
-    assert "max: refused, nothing was changed" in figure.axes[0].get_title(loc="left")
+    assert "max: refused, nothing was changed" in figure.axes[0].get_title(loc="left").replace("\u00a0", " ")
     assert "chosen by calibration" not in words(figure)
     rows = curves.table([refused])
     assert (rows[0]["refused"], rows[0]["forget: mean"], rows[0]["t"]) == ("yes", None, "")
@@ -178,7 +178,7 @@ def test_a_refusal_leaves_a_gap_in_the_line_over_overlaps() -> None:
     figure = overlap.draw(rows)
     ours = marks(figure.axes[1], BLUE)
     assert [math.isnan(y) for _, y in ours] == [False, True, False]
-    assert "ours refused at overlap 0.5" in figure.axes[0].get_title(loc="left")
+    assert "ours refused at overlap 0.5" in figure.axes[0].get_title(loc="left").replace("\u00a0", " ")
     table = overlap.table(rows)
     assert [row["refused"] for row in table if row["way"] == "ours"] == ["", "yes", ""]
 

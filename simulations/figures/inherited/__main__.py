@@ -57,7 +57,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add: Any = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="which figures; all that fit, if none is named")
-    add("--config", type=Path, nargs="+", required=True, metavar="FILE", help="experiments, a TOML file each")
+    add(
+        "--config",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="TOML files, or names of shipped ones",
+    )
     add("--data", default="", metavar="FOLDER", help="the data set's folder; also data-root in a config")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="values other than the configs'")
     add("--thresholds", default="", metavar="T,T,...", help="grid of threshold and mfim")

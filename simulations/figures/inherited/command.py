@@ -15,6 +15,7 @@ from simulations.figures.inherited.registry import FIGURES
 from simulations.figures.inherited.tables import to_csv, to_markdown
 from simulations.inheritance.checks import check, check_names
 from simulations.inheritance.config import Config, ConfigError, read_changes, unknown
+from simulations.inheritance.grid import FOLDER
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def read_configs(files: Sequence[Path], values: Sequence[str], data: str) -> dic
     """Read the experiments, by their files' names.
 
     Args:
-        files: TOML files.
+        files: TOML files, or names of shipped ones.
         values: ``key=value`` texts that replace what the files say.
         data: The data set's folder; "": as the files say.
 
@@ -93,12 +94,18 @@ def read_configs(files: Sequence[Path], values: Sequence[str], data: str) -> dic
     """
     found: dict[str, Config] = {}
     changes = {**read_changes(values), **({"data-root": data} if data else {})}
-    for path in files:
+    for path in (_path(given) for given in files):
         if path.stem in found:
             raise ConfigError(f"two configs are called {path.stem!r}, which names the experiment; rename one")
         found[path.stem] = Config.from_file(path, changes)
         check_names(found[path.stem])
     return found
+
+
+def _path(given: Path) -> Path:
+    """A file, or the shipped config of that name."""
+    shipped = FOLDER / f"{given.name.removesuffix('.toml')}.toml"
+    return shipped if not given.exists() and shipped.is_file() else given
 
 
 def fulfil(order: Order, tell: Callable[[str], None]) -> list[Made]:

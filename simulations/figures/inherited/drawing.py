@@ -104,7 +104,8 @@ def panels(width: float, height: float, count: int, **shared: Any) -> tuple[Figu
 def head(figure: Figure, title: str, note: str = "") -> None:
     """A title over all panels, and a line of smaller words under it."""
     width = int(figure.get_figwidth() * 12)
-    lines = [line for part in note.splitlines() for line in textwrap.wrap(part, width)]
+    kept = note.replace(" = ", "\u00a0=\u00a0").replace(" (", "\u00a0(")  # "t = 3 (λ = 1)" stays on a line
+    lines = textwrap.wrap(kept, width)
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     if lines:
         figure.axes[0].set_title("\n".join(lines), fontsize=9, loc="left", x=0.0)
@@ -138,7 +139,8 @@ def banded(ax: Axes, points: Mapping[float, Sequence[float]], look: Look, *, ban
     """
     xs, nan = sorted(points), [math.nan]
     low, mean, high = ([100 * end(points[x] or nan) for x in xs] for end in (min, fmean, max))
-    ax.plot(xs, mean, linewidth=1.5, **look.style)
+    size = look.size * min(1.0, math.sqrt(25 / max(1, len(xs))))
+    ax.plot(xs, mean, linewidth=1.5, **{**look.style, "markersize": size})
     if band:
         ax.fill_between(xs, low, high, color=look.colour, alpha=0.13, linewidth=0)
 
