@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper compare ulira
-.PHONY: paper-figures
+.PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper compare
+.PHONY: paper-small paper-figures ulira
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
@@ -67,8 +67,11 @@ deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retrain
 compare: $(VENV)/.sim  ## every strategy on the same federation, beside retraining (ARGS="--data FOLDER" adds CIFAR-10; hours)
 	$(BIN)/python -m simulations.compare $(ARGS)
 
-paper-figures: $(VENV)/.sim  ## the paper's figures on graphs of models (ARGS="NAME... --config FILE..."; "--help" lists them)
-	$(BIN)/python -m simulations.figures.inherited $(ARGS)
+paper-small: $(VENV)/.sim  ## the paper's scenarios, small: on digits (a minute); ARGS="--data FOLDER" adds CIFAR-10 (an hour)
+	$(BIN)/python -m simulations.inheritance --small --out outputs/paper-small $(ARGS)
+
+paper-figures: $(VENV)/.sim  ## the paper's figures on graphs, of paper-small's and others (ARGS="NAME... --config FILE..."; --help lists them)
+	$(BIN)/python -m simulations.figures.inherited --experiments outputs/paper-small --out outputs/paper-figures $(ARGS)
 
 ulira: $(VENV)/.sim  ## U-LiRA, a membership attack with shadow models, against strategies on digits
 	$(BIN)/python -m simulations.compare.shadows --out outputs/ulira $(ARGS)

@@ -2,7 +2,8 @@
 
 The core (this package without `fl_unlearn.flower`) needs no Flower: Fisher diagonals (`fisher`), their merge
 (`merge`, MFIM), the update and its application (`dampen`, `apply`; FIUn), the model inheritance graph
-(`lineage`, UMIG) and the store of a run (`run_store`). `fl_unlearn.flower` plugs it into a Flower project.
+(`lineage`, UMIG), the store of a run (`run_store`) and models beyond federated rounds (`model_graph`).
+`fl_unlearn.flower` plugs it into a Flower project.
 
 After X. Liu et al., "Parallel Unlearning in Inherited Model Networks", arXiv 2408.08493.
 """
@@ -21,6 +22,8 @@ __all__ = [
     "FisherSums",
     "ForgetRequest",
     "KeepPolicy",
+    "ModelGraph",
+    "PlannedModel",
     "RunStore",
     "UnlearnError",
     "UnlearnSettings",
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from fl_unlearn.fisher import FisherSums, fisher_diagonal
     from fl_unlearn.lineage import UMIG
     from fl_unlearn.merge import FisherPart, merge
+    from fl_unlearn.model_graph import ModelGraph
+    from fl_unlearn.plan import PlannedModel
     from fl_unlearn.run_store import RunStore
     from fl_unlearn.store import KeepPolicy
     from fl_unlearn.types import ForgetRequest, UnlearnError, UnlearnSettings
@@ -44,6 +49,8 @@ else:
         "fisher": ("FisherSums", "fisher_diagonal"),
         "lineage": ("UMIG",),
         "merge": ("FisherPart", "merge"),
+        "model_graph": ("ModelGraph",),
+        "plan": ("PlannedModel",),
         "run_store": ("RunStore",),
         "store": ("KeepPolicy",),
         "types": ("ForgetRequest", "UnlearnError", "UnlearnSettings"),

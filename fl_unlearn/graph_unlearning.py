@@ -3,9 +3,9 @@
 Owners compute Fisher sums of the graph's *sources*: those affected models from which no other inherits. Of
 each it is those owners whose data the model has inherited. The forget Fishers of all sources, holders and
 classes are merged (MFIM), the reference is the mean of the sources', and one FIUn update is built of both.
-Owners then score its variants, one for each threshold and dampening, on the affected models. The variant that
-forgets on all of them at the least cost is applied to all, in parallel. Where no variant suits all, each model
-gets that which suits it; where one has none, nothing is changed. Models that did not inherit what is to be
+Owners then score its variants, one for each threshold and dampening, on the affected models. The one that
+forgets on all of them at the least cost is applied to all, in parallel. Where none suits all, each model gets
+the one that suits it; where a model has none, nothing is changed. Models that did not inherit what is to be
 forgotten are left as they are.
 """
 
@@ -171,7 +171,10 @@ class Found:
         if not self.updates:
             raise RequestError(self.refused or "there is no update to apply")
         staged = stage(graph.store, self.updates, self.updates[self.affected[-1]])
-        staged.commit(self.request.to_json())
+        record = {**self.request.to_json(), "roots": list(self.roots)}
+        if self.shared is not None:
+            record |= {"threshold": self.shared.threshold, "dampening": self.shared.dampening}
+        staged.commit(record)
         return len(staged.files)
 
 

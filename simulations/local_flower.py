@@ -74,12 +74,12 @@ class LocalFlower:
         else:
             log.error("the SuperLink's log is kept in %s", self.home)
 
-    def run(self, app: Path, config: Mapping[str, Value], timeout: float = 1800) -> None:
+    def run(self, app: Path, config: Mapping[str, Value] | Path, timeout: float = 1800) -> None:
         """Run an app to its end.
 
         Args:
             app: The app's folder.
-            config: Run-config keys to override.
+            config: Run-config keys to override, or a TOML file of them.
             timeout: Seconds until the run is given up.
 
         Raises:
@@ -94,7 +94,9 @@ class LocalFlower:
             "--federation-config",
             f"num-supernodes={self.num_supernodes} client-resources-num-cpus={self.cpus_per_client}",
         ]
-        if config:
+        if isinstance(config, Path):
+            command += ["--run-config", str(config)]
+        elif config:
             command += ["--run-config", " ".join(f"{k}={_toml(v)}" for k, v in config.items())]
         output = self.home / "run.log"
         try:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fl_unlearn import model_graph
 from fl_unlearn.batches import filled, to_device
-from fl_unlearn.types import StateDict
+from fl_unlearn.types import LineageError, StateDict
 from strategies.client import Client
 from strategies.contract import Federation, State
 from strategies.errors import StrategyError
@@ -163,30 +164,21 @@ def fedavg(
 
 
 def average(models: Mapping[str, tuple[StateDict, float]]) -> State:
-    """The mean of models, weighted; in float64, then back to each tensor's dtype.
+    """The mean of models, weighted, as `fl_unlearn.model_graph.average`.
 
     Args:
         models: Client to its model and weight, > 0.
 
     Raises:
-        StrategyError: If there is none, or a value is not finite.
+        StrategyError: If there is none, their tensors differ, or a value is not finite.
     """
     if not models:
         raise StrategyError("no client had a sample to train on, so there is no model to average")
-    total = sum(weight for _, weight in models.values())
-    first = next(iter(models.values()))[0]
-    out = {}
-    for name, tensor in first.items():
-        mean = sum((weight / total) * state[name].double() for state, weight in models.values())
-        assert isinstance(mean, Tensor)
-        if not bool(mean.isfinite().all()):
-            bad = [c for c, (state, _) in models.items() if not bool(state[name].isfinite().all())]
-            raise StrategyError(
-                f"training diverged: {name!r} is not finite at {', '.join(bad) or 'the server'}; lower the "
-                "learning rate"
-            )
-        out[name] = mean.to(tensor.dtype)
-    return out
+    try:
+        return model_graph.average(models.values())
+    except LineageError as e:
+        bad = [c for c, (state, _) in models.items() if not all(t.isfinite().all() for t in state.values())]
+        raise StrategyError(f"at {', '.join(bad) or 'the server'}: {e}") from e
 
 
 def seed_of(seed: int, number: int, index: int) -> int:

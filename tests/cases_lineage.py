@@ -21,7 +21,7 @@ ODD_NAMES = [
     " ",
     "e\u0301",
 ]
-KINDS = [NodeKind.INITIAL, NodeKind.CLIENT_UPDATE, NodeKind.AGGREGATE, "stage"]
+KINDS = [NodeKind.INITIAL, NodeKind.CLIENT_UPDATE, NodeKind.AGGREGATE, NodeKind.TRAINED, "stage"]
 texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=8)
 
 

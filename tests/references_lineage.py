@@ -68,7 +68,8 @@ class SlowGraph:
         return self.in_order(set(names) | set(self.descendants(names)))
 
     def roots(self, owners: list[str]) -> list[str]:
-        updates = {n for n in self.parents if self.kind[n] == "client-update" and self.owner[n] in owners}
+        kinds = ("client-update", "trained")
+        updates = {n for n in self.parents if self.kind[n] in kinds and self.owner[n] in owners}
         return self.in_order({n for n in updates if not self.above(n) & updates})
 
 

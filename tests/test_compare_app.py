@@ -12,6 +12,7 @@ from compare_runs import but_for_time
 from flwr.app import Context, RecordDict
 from grid import LocalGrid, Tamper
 
+from simulations.compare import flower
 from simulations.compare.app.fl_unlearn_compare import client_app, server_app
 from simulations.compare.jobs import run_jobs
 from simulations.compare.results import Comparison, read_json
@@ -116,7 +117,7 @@ def test_a_bad_run_config_fails_before_anything_is_sent(changes, error, said: st
 
 
 def test_another_number_of_nodes_than_clients_fails_before_training(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(server_app, "PATIENCE", 0.0)
+    monkeypatch.setattr(flower, "PATIENCE", 0.0)
     for nodes, said in (
         (2, "2 of 3 clients are connected"),
         (4, "the run has 4 nodes, the setting 3 clients"),

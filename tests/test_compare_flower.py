@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from grid import LocalGrid, Tamper
 from strategy_cases import Case, trained
 
@@ -17,7 +19,7 @@ from fl_unlearn.flower import records
 from fl_unlearn.types import MeasureError, StateDict
 from simulations.compare import messages
 from simulations.compare.app.fl_unlearn_compare import client_app
-from simulations.compare.flower import FlowerFederation
+from simulations.compare.flower import FlowerFederation, respond
 from simulations.compare.flower_train import train
 from simulations.compare.train import open_store
 from strategies.client import Client
@@ -60,6 +62,25 @@ def known() -> Iterator[Callable]:
     yield TASKS.__setitem__
     TASKS.clear()
     TASKS.update(before)
+
+
+def test_clients_may_be_called_otherwise_than_their_partitions() -> None:
+    names, theirs = ("w10", "b", "w9"), trained().clients
+    app = ClientApp()
+
+    def own(context: Context) -> Client:
+        client = copy.copy(theirs[int(context.node_config["partition-id"])])
+        client.name = names[client.index]
+        return client
+
+    app.query(messages.ACTION)(lambda message, context: respond(message, context, own))
+    request = trained().federation().request
+    federation = FlowerFederation(LocalGrid({7: app, 8: app, 9: app}), request)
+    assert tuple(federation.clients) == names, "in the order of their indices"
+    assert list(federation.clients.values()) == list(trained().federation().clients.values())
+    assert list(federation.ask("identify", clients=["b", "w10"])) == ["b", "w10"]
+    with pytest.raises(StrategyError, match="client w9 failed at 'tarin'"):
+        federation.ask("tarin", clients=["w9"])
 
 
 @pytest.mark.parametrize("setting", ["digits-class", "digits-client", "digits-samples"])

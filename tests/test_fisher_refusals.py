@@ -23,10 +23,14 @@ def test_find_head() -> None:
     assert find_head(model) == ("fc2", model.fc2)
     assert find_head(model, "fc1") == ("fc1", model.fc1)
     assert find_head(model.fc1)[0] == ""
-    with pytest.raises(FisherError, match="'fc1', 'fc2'"):
-        find_head(model, "fc3")
-    with pytest.raises(FisherError, match=r"no nn\.Linear"):
+    with pytest.raises(FisherError, match=r"'fc1', 'fc2'; did you mean 'fc2'\?"):
+        find_head(model, "fc.2")
+    with pytest.raises(FisherError, match=r"Conv2d has no nn\.Linear .* head=\.\.\.: .* such as scope='\*'"):
         find_head(nn.Conv2d(1, 1, 1))
+    with pytest.raises(FisherError, match=r"of its 1 layers .* is '0', a Conv2d\..* such as scope='0\.\*'"):
+        find_head(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
+    with pytest.raises(FisherError, match=r"ReLU has no nn\.Linear to be its head\. "):
+        find_head(nn.ReLU())
 
 
 @pytest.mark.parametrize(

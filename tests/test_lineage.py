@@ -122,6 +122,18 @@ def test_the_first_updates_of_the_holders_are_the_roots():
     assert names(umig.affected("u2.1")) == ["u2.1", "g2"]
 
 
+def test_models_trained_outside_of_rounds_are_roots_too():
+    umig = UMIG()
+    umig.add("base", kind=NodeKind.INITIAL, round=0, owner="0")
+    umig.add("a", kind=NodeKind.TRAINED, round=1, parents={"base": 1.0}, owner="0")
+    umig.add("b", kind=NodeKind.TRAINED, round=1, parents={"base": 1.0}, owner="1")
+    umig.add("c", kind=NodeKind.CLIENT_UPDATE, round=2, parents={"a": 0.5, "b": 0.5}, owner="0")
+    umig.add("d", kind=NodeKind.TRAINED, round=3, parents={"c": 1.0}, owner="2")
+    assert names(umig.roots(["0"])) == ["a"]
+    assert names(umig.roots(["2", "1"])) == ["b"]
+    assert names(umig.affected(["a"])) == ["a", "c", "d"]
+
+
 def test_a_share_of_zero_inherits_nothing():
     umig = UMIG()
     umig.add("u", kind="client-update", round=0, owner="0")

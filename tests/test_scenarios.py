@@ -63,10 +63,10 @@ ROOTS = {
 
 
 def test_every_scenario_has_its_answer_here() -> None:
-    assert GRAPHS.keys() == SCENARIOS.keys() == ROOTS.keys()
+    assert GRAPHS.keys() == SCENARIOS.keys() - {"random"} == ROOTS.keys()  # random: test_random_dag
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("num_classes", [10, 100])
 def test_the_graph_is_the_papers(name: str, num_classes: int) -> None:
     scenario = build(name, num_classes)

@@ -8,6 +8,7 @@ from strategy_cases import trained
 
 import strategies
 from strategies.errors import StrategyError, UnsupportedError
+from strategies.training import average
 
 
 def test_a_name_that_is_not_known_is_answered_with_the_nearest() -> None:
@@ -60,3 +61,11 @@ def test_a_mask_cannot_forget_a_client() -> None:
     case = trained("digits-client")
     with pytest.raises(UnsupportedError, match="mask: it cannot forget a client, only classes"):
         strategies.get("mask").check(case.federation(), case.history)
+
+
+def test_a_mean_that_is_not_finite_names_who_diverged() -> None:
+    models = {"a": ({"w": torch.ones(2)}, 1.0), "b": ({"w": torch.tensor([1.0, torch.nan])}, 3.0)}
+    with pytest.raises(StrategyError, match=r"^at b: .*'w' are not finite: training diverged; lower"):
+        average(models)
+    with pytest.raises(StrategyError, match="no client had a sample"):
+        average({})

@@ -41,9 +41,9 @@ def _no_linear(model: nn.Module) -> str:
         found = f"; the last of its {len(layers)} layers with parameters is {name!r}, a {type(last).__name__}"
         example = f" such as scope={f'{name}.*' if name else '*'!r}"
     return (
-        f"{type(model).__name__} has no nn.Linear to be its head{found}. The head is the last nn.Linear that the "
-        "model registers, or the one named by head=...: let one give the logits, or use scope 'all' or parameter "
-        f"names{example}"
+        f"{type(model).__name__} has no nn.Linear to be its head{found}. The head is the last nn.Linear that "
+        "the model registers, or the one named by head=...: let one give the logits, or use scope 'all' or "
+        f"parameter names{example}"
     )
 
 

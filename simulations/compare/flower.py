@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Context, Message, RecordDict
@@ -11,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.client import partition_name
-from fl_unlearn.flower.exchange import match, natural
+from fl_unlearn.flower.exchange import match
 from fl_unlearn.types import AnswerError, ForgetRequest, UnlearnError
 from simulations.compare import messages
 from strategies import tasks
@@ -22,11 +24,15 @@ from strategies.tasks import Answer, Settings, Tensors, task
 
 log = logging.getLogger("fl_unlearn.simulations")
 
+INDEX = "index"
+PATIENCE = 60.0
+"""Seconds to wait for all clients to connect."""
+
 
 @task("identify")
 def identify(client: Client, tensors: Tensors, settings: Settings) -> Answer:
-    """How many samples a client has in each part, and, as the note ``request``, what it is to forget."""
-    counts: dict[str, float] = {part: client.count(part) for part in PARTS}
+    """A client's index, its number of samples in each part, and, as the note ``request``, what to forget."""
+    counts: dict[str, float] = {INDEX: client.index, **{part: client.count(part) for part in PARTS}}
     request = "" if client.request is None else _text(client.request)
     return Answer(client.count("train"), numbers=counts, notes={"request": request})
 
@@ -91,6 +97,7 @@ class FlowerFederation:
         if not labels:
             raise StrategyError("no client is connected, so there is nobody to ask")
         nodes: dict[str, int] = {}
+        places: dict[str, float] = {}
         counts: dict[str, Mapping[str, int]] = {}
         content = messages.write_task("identify", {}, {})
         for node, (client, answer) in self._exchange("identify", content, labels).items():
@@ -98,9 +105,9 @@ class FlowerFederation:
                 raise StrategyError(f"two nodes answer as client {client!r}; client names must be unique")
             if (theirs := answer.notes.get("request")) != (ours := _text(self._request)):
                 raise StrategyError(f"client {client} is to forget {theirs or 'nothing'}, the server {ours}")
-            nodes[client] = node
+            nodes[client], places[client] = node, answer.numbers[INDEX]
             counts[client] = {part: int(answer.numbers[part]) for part in PARTS}
-        order = sorted(nodes, key=natural)
+        order = sorted(nodes, key=places.__getitem__)
         return {name: nodes[name] for name in order}, {name: counts[name] for name in order}
 
     def _exchange(
@@ -125,18 +132,45 @@ class FlowerFederation:
         return out
 
 
+def await_clients(grid: Grid, number: int) -> None:
+    """Wait until as many nodes are connected as there are to be clients.
+
+    Raises:
+        StrategyError: If they are not within `PATIENCE` seconds.
+    """
+    deadline, told = time.monotonic() + PATIENCE, -1
+    while (nodes := len(list(grid.get_node_ids()))) < number:
+        how = f"give flwr run --federation-config 'num-supernodes={number}'"
+        if time.monotonic() > deadline:
+            raise StrategyError(f"{nodes} of {number} clients are connected after {PATIENCE:g} s; {how}")
+        if nodes != told:
+            log.info("%d of %d clients are connected; if there are not more to come, %s", nodes, number, how)
+            told = nodes
+        time.sleep(0.2)
+
+
+def show_progress() -> None:
+    """Print what fl-unlearn logs. Its own logger: a handler at the root would print Flower's lines twice."""
+    logger = logging.getLogger("fl_unlearn")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        logger.setLevel(logging.INFO)
+
+
 def respond(message: Message, context: Context, client: Callable[[Context], Client]) -> Message:
     """A client's side: run the task that a message asks for; what cannot be done is answered in words.
 
     Args:
         message: From `FlowerFederation`.
         context: Of the ClientApp.
-        client: Gives the client; its name must be its partition id.
+        client: Gives the client; if it cannot, the answer is in the name of the partition id.
     """
     name = partition_name(context)
     try:
+        own = client(context)
+        name = own.name
         task, tensors, settings = messages.read_task(message.content)
-        answer = tasks.run(task, client(context), tensors, settings)
+        answer = tasks.run(task, own, tensors, settings)
         return Message(messages.write_answer(name, answer), reply_to=message)
     except (UnlearnError, ValueError, OSError) as e:
         return records.failure(message, name, f"{type(e).__name__}: {e}")

@@ -41,7 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     try:
         results, failed = run_jobs(
-            jobs, options.out, retrain=not options.no_retrain, again=_again(options), tell=_tell
+            jobs,
+            options.out,
+            retrain=not options.no_retrain,
+            again=_again(options),
+            tell=_tell,
+            flower=options.flower,
+            for_good=options.commit,
         )
     except KeyboardInterrupt:
         _tell(f"interrupted; what was made is in {options.out}, and the same command goes on from there")
@@ -65,8 +71,8 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.small:
         small, left_out = small_paths(folders)
         paths += small
-        for name, why in left_out.items():
-            _tell(f"left out: {name}: {why}")
+        for option, names in left_out.items():
+            _tell(f"left out without {option}: {', '.join(names)}")
     if not paths:
         raise ConfigError(
             "name a config file, or one of --list; --small runs all that are made for two cores"
@@ -141,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--methods", help=f"ways to forget, with commas between them: {', '.join(METHODS)}")
     add("--no-retrain", action="store_true", help="do not retrain: half the time, and no ratio to it")
+    add("--flower", action="store_true", help="run on Flower's simulation engine; the results are the same")
+    add("--commit", action="store_true", help='have the stored models forget for good, by "ours"')
     add("--again", action="store_true", help="make everything anew")
     add("--again-methods", action="store_true", help="forget and measure anew, on the models that are there")
     add("--json", action="store_true", help="print summary.json instead of the table")

@@ -14,16 +14,18 @@ from fl_unlearn.plan import PlannedModel
 from fl_unlearn.types import ClassScores, StateDict, UnlearnError
 from fl_unlearn.verify import score_candidates
 from simulations.inheritance.checks import check, check_counts
-from simulations.inheritance.config import Config, kebab
+from simulations.inheritance.commit import refuse_committed
+from simulations.inheritance.config import Config
 from simulations.inheritance.folder import (
     APPLIED,
     MODELS,
     RETRAINED_MODELS,
     SECONDS,
     claim,
+    key_of,
 )
 from simulations.inheritance.kept import Measured, load_applied, read_json, save_applied, write_json
-from simulations.inheritance.methods import KEYS, METHODS, Applied, Bench
+from simulations.inheritance.methods import METHODS, Applied, Bench
 from simulations.inheritance.progress import Progress, Tell
 from simulations.inheritance.results import BEFORE, RETRAINED, Result, Row, Spent
 from simulations.inheritance.tasks import train_settings
@@ -100,7 +102,12 @@ class Experiment:
 
     # ------------------------------------------------------------------ training
     def train(self) -> None:
-        """Train every model of the graph."""
+        """Train every model of the graph.
+
+        Raises:
+            ConfigError: If the models there have forgotten for good.
+        """
+        refuse_committed(self.out)
         with ModelGraph(self.out / MODELS) as graph:
             self._grow(graph, self.world.scenario.models, "train", "train")
 
@@ -147,7 +154,7 @@ class Experiment:
     # ------------------------------------------------------------------ forgetting
     def forget(self, method: str, graph: ModelGraph) -> Applied:
         """What a method makes of the graph, which stays as it is; what was kept is not made again."""
-        folder, key = self.out / APPLIED, {kebab(k): getattr(self.world.config, k) for k in KEYS}
+        folder, key = self.out / APPLIED, key_of(self.world.config)
         applied = load_applied(folder, method, key)
         if applied is None:
             self.tell(f"forget: {method}")

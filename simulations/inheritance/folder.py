@@ -28,6 +28,11 @@ def trained_like(config: Config) -> dict[str, Any]:
     return {kebab(k): v for k, v in asdict(config).items() if k not in free}
 
 
+def key_of(config: Config) -> dict[str, Any]:
+    """What decides what methods make of the trained graphs, by kebab-case key."""
+    return {kebab(k): getattr(config, k) for k in KEYS}
+
+
 def finished(out: Path, config: Config, *, retrain: bool = True) -> Result | None:
     """The result of this config that a folder holds; None where it holds none, or not all of it.
 

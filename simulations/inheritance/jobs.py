@@ -10,14 +10,16 @@ from typing import Any
 from fl_unlearn.types import UnlearnError
 from simulations.compare.local import LocalFederation
 from simulations.inheritance.checks import check
+from simulations.inheritance.commit import commit, refuse_committed
 from simulations.inheritance.config import Config, ConfigError
 from simulations.inheritance.experiment import Experiment
 from simulations.inheritance.folder import claim, clear, finished
-from simulations.inheritance.grid import FOLDER
+from simulations.inheritance.grid import DATA, FOLDER, SHIPPED
 from simulations.inheritance.progress import Tell
 from simulations.inheritance.results import Result
 from simulations.inheritance.tables import write_experiment, write_summary
 from simulations.inheritance.world import World
+from simulations.local_flower import RunFailedError
 
 EVERYWHERE = ("digits",)
 """Data sets that need no folder."""
@@ -25,7 +27,7 @@ EVERYWHERE = ("digits",)
 PICTURES_HERE = "parquet"
 """The data set of the small configs that a folder without a name is for."""
 
-FAILURES = (UnlearnError, ValueError, OSError, ImportError)
+FAILURES = (UnlearnError, ValueError, OSError, ImportError, RunFailedError)
 """What may be wrong with one experiment; anything else is a fault of ours and stops everything."""
 
 
@@ -72,26 +74,33 @@ def jobs_of(paths: Iterable[Path], folders: Mapping[str, str], changes: Mapping[
     return list(jobs.values())
 
 
-def small_paths(folders: Mapping[str, str]) -> tuple[list[Path], dict[str, str]]:
-    """The shipped configs for two cores whose data is there, and of the others why they are left out.
+def small_paths(folders: Mapping[str, str]) -> tuple[list[Path], dict[str, list[str]]]:
+    """The shipped configs for two cores whose data was named, and the others' names by what they lack.
 
     Args:
         folders: Data set to folder; "": the pictures'.
     """
-    paths, left_out = [], {}
-    for path in sorted(FOLDER.glob("*-small.toml")):
-        needed = Config.from_file(path).dataset
-        named = {*EVERYWHERE, *folders, *((PICTURES_HERE,) if "" in folders else ())}
-        if needed in named:
-            paths.append(path)
-        else:
+    named = {*EVERYWHERE, *folders, *((PICTURES_HERE,) if "" in folders else ())}
+    paths, left_out = list[Path](), dict[str, list[str]]()
+    for shipped in SHIPPED:
+        needed, title = DATA[shipped.data]
+        if shipped.small and needed in named:
+            paths.append(FOLDER / f"{shipped.name}.toml")
+        elif shipped.small:
             option = "--data FOLDER" if needed == PICTURES_HERE else f"--data {needed}=FOLDER"
-            left_out[path.stem] = f"its data was not named, see simulations/datasets; give {option}"
+            left_out.setdefault(f"{option} with {title}", []).append(shipped.name)
     return paths, left_out
 
 
 def run_jobs(
-    jobs: Iterable[Job], out: Path, *, retrain: bool, again: str, tell: Tell
+    jobs: Iterable[Job],
+    out: Path,
+    *,
+    retrain: bool,
+    again: str,
+    tell: Tell,
+    flower: bool = False,
+    for_good: bool = False,
 ) -> tuple[dict[str, Result], dict[str, str]]:
     """Run experiments; those that are finished are not run again.
 
@@ -101,6 +110,8 @@ def run_jobs(
         retrain: Whether the affected models are retrained.
         again: "all" makes everything anew, "methods" what was made of the trained models; "": nothing.
         tell: Told what is done next.
+        flower: Whether the owners are nodes of Flower's simulation engine; the results are the same.
+        for_good: Whether the stored models then forget for good; see `commit.commit`.
 
     Returns:
         Name to result, and name to why it failed.
@@ -118,12 +129,16 @@ def run_jobs(
         assert job.config is not None
         tell(f"{job.name} ({number} of {len(ready)})")
         try:
-            results[job.name] = _run(job.name, job.config, out / job.name, retrain, again, tell)
+            found = _run(job.name, job.config, out / job.name, retrain, again, tell, flower)
+            write_experiment(job.name, found, out / job.name)
+            if for_good:
+                changed = commit(World(job.config), out / job.name)
+                tell(f"{job.name}: {changed} models have forgotten for good")
         except FAILURES as e:
             failed[job.name] = _text(e)
             tell(f"{job.name}: {failed[job.name]}")
             continue
-        write_experiment(job.name, results[job.name], out / job.name)
+        results[job.name] = found
         write_summary(results, failed, out)
     return results, failed
 
@@ -134,6 +149,8 @@ def _problem(job: Job, out: Path, retrain: bool, again: str) -> str:
     try:
         if again or finished(out / job.name, job.config, retrain=retrain) is None:
             check(World(job.config))
+            if again != "all":
+                refuse_committed(out / job.name)
         if again != "all":
             claim(out / job.name, job.config)
     except FAILURES as e:
@@ -141,13 +158,19 @@ def _problem(job: Job, out: Path, retrain: bool, again: str) -> str:
     return ""
 
 
-def _run(name: str, config: Config, folder: Path, retrain: bool, again: str, tell: Tell) -> Result:
+def _run(
+    name: str, config: Config, folder: Path, retrain: bool, again: str, tell: Tell, flower: bool
+) -> Result:
     if again:
         clear(folder, trained=again == "all")
     if (found := finished(folder, config, retrain=retrain)) is not None:
         tell(f"{name}: finished before")
         return found
     world = World(config)
+    if flower:
+        from simulations.inheritance.flower import run_behind_flower  # loads Flower: seconds
+
+        return run_behind_flower(world, folder, retrain=retrain)
     federation = LocalFederation(list(world.clients.values()), world.request)
     return Experiment(world, federation, folder, lambda text: tell(f"{name}: {text}")).run(retrain=retrain)
 

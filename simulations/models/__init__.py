@@ -31,8 +31,8 @@ def build(
         name: One of `MODELS`.
         inputs: What it is fed.
         num_classes: Number of outputs, >= 1.
-        size: "full", or "small": fewer or narrower layers of the same architecture, which one CPU core
-            trains on 300 pictures of 32x32 or more a second.
+        size: "full", or "small": fewer or narrower layers of the same architecture, about a million values
+            or less, for one CPU core (a few hundred pictures of 32x32 a second) and many checkpoints.
         weights: A local file to take values from, see `weights.load_weights`; "": none. Nothing is ever
             downloaded.
 

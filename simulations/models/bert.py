@@ -35,9 +35,9 @@ class Bert(nn.Module):
         seen = (ids != 0) | (torch.arange(ids.shape[1], device=ids.device) == 0)
         # transformers takes a mask of this form as it is; for others it looks into the values, which neither
         # vmap nor the recorded pass of a Fisher can follow.
-        dtype = self.classifier.weight.dtype
-        mask = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None, :]
-        mask = mask.expand(-1, 1, ids.shape[1], -1)
+        weight = self.classifier.weight
+        unseen = torch.full_like(seen, torch.finfo(weight.dtype).min, dtype=weight.dtype)
+        mask = unseen.masked_fill(seen, 0.0)[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
         pooled = self.bert(input_ids=ids, attention_mask=mask).pooler_output
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits

@@ -54,8 +54,8 @@ def remake(
         if isinstance(old, nn.Conv2d):
             inputs = channels if first else old.in_channels // divide
             first, bias = False, old.bias is not None
-            shape: Any = (old.kernel_size, old.stride, old.padding)
-            new = nn.Conv2d(inputs, old.out_channels // divide, *shape, bias=bias)
+            window: dict[str, Any] = {n: getattr(old, n) for n in ("kernel_size", "stride", "padding")}
+            new = nn.Conv2d(inputs, old.out_channels // divide, bias=bias, **window)
         elif isinstance(old, nn.BatchNorm2d):
             new = BatchNorm2d(old.num_features // divide)
         elif isinstance(old, nn.Linear):

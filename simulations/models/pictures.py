@@ -39,7 +39,8 @@ def alexnet(inputs: Inputs, num_classes: int, small: bool) -> nn.Module:
     """AlexNet as in torchvision (Krizhevsky 2014, arXiv 1404.5997); small: half as wide, 256 hidden units.
 
     Its strides need 63 pixels: smaller pictures are enlarged to 64. Features that come out smaller than 6x6
-    are not repeated to fill 6x6, so that the first linear layer has an input for each of them only.
+    are not repeated to fill 6x6, so that the first linear layer has an input for each of them only. Its
+    initial weights are those of He et al. 2015: with torchvision's smaller ones it hardly learns at first.
     """
     channels, height, width = inputs.shape
     with torch.device("meta"):
@@ -54,6 +55,11 @@ def alexnet(inputs: Inputs, num_classes: int, small: bool) -> nn.Module:
         positions=(36, pool[0] * pool[1]),
     )
     model.avgpool = nn.AdaptiveAvgPool2d(pool)
+    he_normal(model, "fan_in")
+    *inner, _ = (m for m in model.modules() if isinstance(m, nn.Linear))
+    for layer in inner:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
     return model
 
 

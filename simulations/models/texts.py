@@ -22,16 +22,16 @@ def real_first(ids: Tensor) -> tuple[Tensor, Tensor]:
         ids: int64, shape (N, tokens).
 
     Returns:
-        The ids, each text's in its order; and 1.0 for every real one, shape (N, tokens, 1).
+        The ids, each text's in its order; and which are real, bool, shape (N, tokens, 1).
     """
     order = (ids == 0).to(torch.int8).argsort(dim=1, stable=True)
     ids = ids.gather(1, order)
-    return ids, (ids != 0).unsqueeze(2).float()
+    return ids, (ids != 0).unsqueeze(2)
 
 
 def mean_over(values: Tensor, real: Tensor) -> Tensor:
     """The mean of (N, tokens, features) over each text's real tokens: (N, features), 0 for an empty text."""
-    return (values * real).sum(1) / real.sum(1).clamp(min=1.0)
+    return (values * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 class Lstm(nn.Module):

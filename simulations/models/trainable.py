@@ -1,10 +1,40 @@
-"""Which part of a model is trained: for transfer the head alone, of a model that somebody else trained."""
+"""The parts of a model: which layer is its head, and which of them are trained."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from fl_unlearn.fisher import resolve_scope
+from fl_unlearn.batches import evaluating
+from fl_unlearn.fisher import find_head, resolve_scope
+from fl_unlearn.fisher.head import forward_with_head
+from fl_unlearn.types import FisherError
+from simulations.datasets.bundle import Inputs
+
+
+def head_of(model: nn.Module, inputs: Inputs) -> str:
+    """Name of the head that `find_head` finds, after seeing that its output is what the model returns.
+
+    Args:
+        model: Called with two blank samples; it is left as it was.
+        inputs: What it is fed.
+
+    Raises:
+        FisherError: If there is none, or the model returns something else: before anything is trained.
+    """
+    name, head = find_head(model)
+    blank = torch.zeros(2, *inputs.shape, dtype=torch.int64 if inputs.vocabulary else torch.float32)
+    with evaluating(model):
+        where = next(head.parameters()).device
+        _, h, reason = forward_with_head(model, head, list(head.parameters()), blank.to(where))
+    if h is None:
+        linear = ", ".join(repr(n) for n, m in model.named_modules() if isinstance(m, nn.Linear))
+        raise FisherError(
+            f"the head of {type(model).__name__} was taken to be {name!r}, the last nn.Linear "
+            f"registered of {linear}; it {reason}: register the layer that returns the logits last, and let "
+            "the model return logits"
+        )
+    return name
 
 
 def trains_only(model: nn.Module, what: str) -> tuple[nn.Module, ...]:

@@ -16,6 +16,7 @@ from simulations.scenarios.diamond import diamond
 from simulations.scenarios.incremental import incremental, incremental_30
 from simulations.scenarios.overlap import with_overlap
 from simulations.scenarios.parallel import parallel, parallel_missing
+from simulations.scenarios.random_dag import random_graph
 from simulations.scenarios.several import several
 from simulations.scenarios.transfer import transfer
 
@@ -30,6 +31,7 @@ SCENARIOS: dict[str, Callable[..., Scenario]] = {
     "incremental-30": incremental_30,
     "transfer": transfer,
     "depth": depth,
+    "random": random_graph,
 }
 """The scenarios by name."""
 

@@ -63,7 +63,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="TOML files, or names of shipped ones",
+        help="TOML files, or shipped ones' names",
     )
     add("--data", default="", metavar="FOLDER", help="the data set's folder; also data-root in a config")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="values other than the configs'")

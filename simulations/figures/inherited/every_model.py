@@ -48,12 +48,7 @@ def picture(about: str, *, several: bool, claim: tuple[float, float]) -> Picture
     """
     return Picture(
         about=about,
-        unfit=lambda scenario: (
-            ""
-            if (len(scenario.forget) > 1) == several
-            else f"{len(scenario.forget)} class(es) are forgotten, which is for the figure "
-            + ("single-class" if several else "several-classes")
-        ),
+        unfit=lambda scenario: _unfit(len(scenario.forget), several),
         labs=itself,
         measure=_measure,
         draw=draw,
@@ -61,6 +56,13 @@ def picture(about: str, *, several: bool, claim: tuple[float, float]) -> Picture
         said=lambda records: compared(records, claim),
         overview=overview,
     )
+
+
+def _unfit(count: int, several: bool) -> str:
+    if (count > 1) == several:
+        return ""
+    found = "one class is" if count == 1 else f"{count} classes are"
+    return f"{found} forgotten, see {'single-class' if several else 'several-classes'}"
 
 
 def _measure(lab: Lab, grid: Grid) -> list[Record]:

@@ -13,9 +13,6 @@ that command puts the seeds of several runs together.
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl_unlearn.metrics import METRICS
 from simulations.compare.clients import head_of, make_client
 from simulations.compare.experiment import Bench, run_all, strategies_of
-from simulations.compare.flower import FlowerFederation
+from simulations.compare.flower import FlowerFederation, await_clients, show_progress
 from simulations.compare.flower_train import train
 from simulations.compare.jobs import check, collect, folder_of
 from simulations.compare.results import RETRAIN
@@ -39,9 +36,6 @@ from strategies.errors import StrategyError
 from strategies.history import History
 
 app = ServerApp()
-
-PATIENCE = 60.0
-"""Seconds to wait for all clients to connect."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +94,9 @@ def connect(grid: Grid, run: Run) -> FlowerFederation:
     """The clients, once as many are connected as the setting has.
 
     Raises:
-        StrategyError: If they are not within `PATIENCE` seconds, or one is not what the setting says.
+        StrategyError: If they are not within a minute, or one is not what the setting says.
     """
-    deadline = time.monotonic() + PATIENCE
-    while (nodes := len(list(grid.get_node_ids()))) < run.setting.clients:
-        if time.monotonic() > deadline:
-            raise StrategyError(
-                f"{nodes} of {run.setting.clients} clients are connected after {PATIENCE:g} s; give flwr run "
-                f"--federation-config 'num-supernodes={run.setting.clients}'"
-            )
-        time.sleep(0.2)
+    await_clients(grid, run.setting.clients)
     request = make_client(run.setting, run.seed, 0).request
     assert request is not None
     return FlowerFederation(grid, request, timeout=run.timeout)
-
-
-def show_progress() -> None:
-    """Print what fl-unlearn logs. Its own logger: a handler at the root would print Flower's lines twice."""
-    logger = logging.getLogger("fl_unlearn")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler(sys.stdout))
-        logger.setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""A Flower app that runs one of the paper's scenarios."""
