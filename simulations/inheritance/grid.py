@@ -74,28 +74,35 @@ SMALL: dict[str, Any] = {
     "first-epochs": 6,
     "batch-size": 32,
     "optimizer": "sgd",
-    "lr": 0.05,
+    "lr": 0.02,
     "momentum": 0.9,
     "weight-decay": 5e-4,
     "paper-threshold": 100.0,
     "paper-divisor": 5.0,
 }
 SMALL_SCENARIOS: dict[str, dict[str, Any]] = {
+    "diamond": {"samples": 8_000},
+    "incremental": {"samples": 8_000},
     "parallel": {"samples": 5_000},
     "parallel-missing": {"samples": 5_000},
     "incremental-30": {"samples": 2_400, "test-samples": 1_000, "epochs": 1},
     "transfer": {"samples": 10_000, "first-epochs": 10},
     "depth": {"samples": 1_600, "test-samples": 600, "epochs": 1},
 }
-"""What differs from `SMALL` for a scenario: long chains get few samples."""
+"""What differs from `SMALL` for a scenario: the more trainings, the fewer samples."""
+
+_ADAM = {"optimizer": "adam", "weight-decay": 0.0}
 
 SMALL_MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"paper-divisor": 1.0},
-    "alexnet": {"lr": 0.01, "paper-divisor": 50.0},
-    "vgg16": {"lr": 0.01, "paper-threshold": 300.0},
-    "vit": {"optimizer": "adam", "lr": 0.001, "weight-decay": 0.0},
-    "lstm": {"optimizer": "adam", "lr": 0.002, "weight-decay": 0.0},
+    "alexnet": {**_ADAM, "lr": 0.001, "samples": 20_000, "paper-divisor": 50.0},
+    "vgg16": {**_ADAM, "lr": 0.0005, "samples": 12_000, "paper-threshold": 300.0},
+    "vit": {**_ADAM, "lr": 0.001, "samples": 6_000},
+    "lstm": {**_ADAM, "lr": 0.005, "samples": 0, "test-samples": 0},
+    "mlp": {"lr": 0.05},
 }
+"""What differs for a model: with so few samples SGD hardly moves those without batch normalisation."""
+
 DIGITS: dict[str, Any] = {"samples": 0, "test-samples": 0, "epochs": 5, "first-epochs": 20}
 """What differs from `SMALL` for the digits, of which there are few."""
 
