@@ -88,7 +88,9 @@ SMALL_SCENARIOS: dict[str, dict[str, Any]] = {
     "transfer": {"samples": 10_000},
     "depth": {"samples": 2_400, "test-samples": 1_000, "epochs": 1},
 }
-"""What differs from `SMALL` for a scenario: long chains get few samples."""
+"""What differs from `SMALL` for a scenario: the more trainings, the fewer samples."""
+
+_ADAM = {"optimizer": "adam", "weight-decay": 0.0}
 
 _ADAM = {"optimizer": "adam", "weight-decay": 0.0}
 
