@@ -92,8 +92,6 @@ SMALL_SCENARIOS: dict[str, dict[str, Any]] = {
 
 _ADAM = {"optimizer": "adam", "weight-decay": 0.0}
 
-_ADAM = {"optimizer": "adam", "weight-decay": 0.0}
-
 SMALL_MODELS: dict[str, dict[str, Any]] = {
     "resnet18": {"paper-divisor": 1.0},
     "alexnet": {**_ADAM, "lr": 0.001, "samples": 20_000, "paper-divisor": 50.0},
@@ -103,8 +101,8 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
 }
 """What differs from `SMALL` for a model: with so few samples SGD hardly moves those without normalisation.
 
-Head-only dampening brings a logit to 0 and not below it, which is no forgetting where a text's other logits are
-all negative; so all layers of the LSTM are in scope.
+Head-only dampening brings a logit to 0 and not below it, which is no forgetting where all other logits of a
+text are negative; so all layers of the LSTM are in scope.
 """
 
 DIGITS: dict[str, Any] = {
