@@ -22,6 +22,7 @@ from fl_unlearn import evidence
 from fl_unlearn.apply import stage
 from fl_unlearn.batches import sample, unpack
 from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, sum_scores
+from fl_unlearn.centring import centred, head_among
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
 from fl_unlearn.merge import FisherPart, merge
@@ -186,6 +187,7 @@ def find(
     *,
     most_sources: int = 8,
     most_scored: int = 12,
+    centre: bool = True,
     tell: Told = lambda text: None,
 ) -> Found:
     """Find the update that makes every affected model forget classes, or why there is none.
@@ -198,6 +200,8 @@ def find(
             no part.
         most_sources: Of how many models the Fisher is computed at most; evenly spread.
         most_scored: On how many models variants are scored at most; evenly spread, and all sources.
+        centre: Whether what is the same in all of the head's rows is taken out of every model first
+            (`centring`): it changes no probability, and a class whose logit is brought to 0 does not win.
         tell: Told what is done next.
 
     Raises:
@@ -224,7 +228,7 @@ def find(
     affected = tuple(n.name for n in graph.umig.affected(roots))
     sources = tuple(spread(leaves(graph, affected), most_sources))
     work = _Work(graph, request, owners, s, counts, tell)
-    base = work.base(sources)
+    base = work.base(sources, centre)
     wanted = {*sources, *spread(affected, most_scored)}
     scored = {name: work.judged(name, base) for name in affected if name in wanted}
     shared, own = choose_for(scored, force=s.force)
@@ -291,7 +295,7 @@ class _Work:
         self.graph, self.request, self.owners = graph, request, owners
         self.settings, self.counts, self.tell = settings, counts, tell
 
-    def base(self, sources: Sequence[str]) -> DampeningUpdate:
+    def base(self, sources: Sequence[str], centre: bool) -> DampeningUpdate:
         """The update of which all candidates are variants, from the Fishers of the sources."""
         parts: list[FisherPart] = []
         references = []
@@ -302,12 +306,17 @@ class _Work:
             parts += [replace(part, holder=f"{name}/{part.holder}") for part in evidence.parts(fishers)]
             references.append(evidence.retained(fishers.values()).mean([REST]))
         merged = merge(parts, self.settings.merge_rule)
+        signature = signature_of(self.graph.state(sources[-1]))
+        erasures = {}
+        if centre:
+            erasures = centred(head_among(merged, self.settings.head), self.request.classes, signature)
         return build_update(
             merged,
             {n: torch.stack([r[n] for r in references]).mean(dim=0) for n in merged},
             threshold=self.settings.thresholds[0],
             dampening=self.settings.dampenings[0],
-            signature=signature_of(self.graph.state(sources[-1])),
+            signature=signature,
+            erasures=erasures,
         )
 
     def judged(self, name: str, base: DampeningUpdate) -> list[Candidate]:

@@ -184,21 +184,25 @@ def _bodies(model: nn.Module, updates: Sequence[DampeningUpdate | None], prefix:
         if update is None or update.empty:
             groups.setdefault((), (None, {}))[1][i] = None
             continue
-        entries = DampeningUpdate(update.entries, update.threshold, update.dampening)
-        erased = [n for e in update.erasures.values() for n in (e.weight, e.shift)]
-        if any(n.rpartition(".")[0] != prefix for n in entries.changes) or any(
-            n.rpartition(".")[0] == prefix for n in erased
-        ):
+        own = {n: e for n, e in update.erasures.items() if _of(e.weight) == _of(e.shift) == prefix}
+        before = {n: e for n, e in update.erasures.items() if n not in own}
+        at_head = DampeningUpdate(update.entries, update.threshold, update.dampening, own)
+        erased = [n for e in before.values() for n in (e.weight, e.shift)]
+        if any(_of(n) != prefix for n in at_head.changes) or any(_of(n) == prefix for n in erased):
             return None
-        key = tuple(id(e.erasure) for e in update.erasures.values())
+        key = tuple(id(e.erasure) for e in before.values())
         if key not in groups:
-            alone = DampeningUpdate({}, update.threshold, update.dampening, update.erasures)
+            alone = DampeningUpdate({}, update.threshold, update.dampening, before)
             groups[key] = (apply_update(state, alone) if key else None, {})
         body, states = groups[key]
-        states[i] = apply_update(
-            state if body is None else body, entries
-        )  # shares all but the head's tensors
+        # Shares all but the head's tensors.
+        states[i] = apply_update(state if body is None else body, at_head)
     return list(groups.values())
+
+
+def _of(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _call(model: nn.Module, state: StateDict | None, x: Any) -> torch.Tensor:

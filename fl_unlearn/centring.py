@@ -1,0 +1,66 @@
+"""Centring a head before it is dampened, which changes no probability and decides what dampening leads to.
+
+Dampening multiplies: it brings the logit of a forgotten class towards 0 and not below. Whether the class then
+still wins depends on where the other logits lie, which training does not care about: softmax is the same when
+one number is added to all logits. Where the others are negative, as is common for texts, the forgotten class
+goes on winning at 0. So what is the same for all of a head's rows is taken out first:
+
+    z  <-  z - 1 r^T z,        r_k = 1/n for each of the n classes that are kept, 0 for the others.
+
+The kept classes' logits then have the mean 0, the largest of them is at least 0, and a class whose logit was
+brought to 0 does not win. It is an affine map of the head's output of the form that `erase.Erasure` has, and
+goes with the update as one (A = 1, B = r, mu = 0): each model takes out what is the same in its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+
+from fl_unlearn.erase import Erasure
+from fl_unlearn.types import SettingsError, Signature, UpdateError
+from fl_unlearn.update import ErasedLayer
+
+
+def head_among(names: Iterable[str], head: str | None) -> str:
+    """The head's name: what the settings say, or the module whose parameters alone are in scope.
+
+    Raises:
+        SettingsError: If neither tells it.
+    """
+    modules = {name.rpartition(".")[0] for name in names}
+    if head is None and len(modules) != 1:
+        raise SettingsError(
+            f"centring needs the head's name, and parameters of {len(modules)} modules are in scope: name it "
+            "in the settings (head='...'), or do not centre"
+        )
+    return modules.pop() if head is None else head
+
+
+def centred(head: str, forget: Collection[int], signature: Signature) -> dict[str, ErasedLayer]:
+    """The map that centres a head, for `dampen.build_update`.
+
+    Args:
+        head: Name of the head, an ``nn.Linear`` with a bias; "" where it is the model itself.
+        forget: The labels to forget.
+        signature: The model's tensors.
+
+    Raises:
+        UpdateError: If the model has no such head, or no class would be kept.
+    """
+    at = f"{head}." if head else ""
+    weight, bias = f"{at}weight", f"{at}bias"
+    for name in (weight, bias):
+        if name not in signature:
+            raise UpdateError(f"centring needs a head with weight and bias; the model has no {name!r}")
+    classes = signature[weight].shape[0]
+    kept = torch.tensor([c not in forget for c in range(classes)], dtype=torch.float64)
+    if not bool(kept.any()):
+        raise UpdateError(f"nothing would be kept: the request names all {classes} classes of {head!r}")
+    made = Erasure(
+        torch.ones(classes, 1, dtype=torch.float64),
+        (kept / kept.sum()).unsqueeze(1),
+        torch.zeros(classes, dtype=torch.float64),
+    )
+    return {head: ErasedLayer(made, weight, bias, "bias", signature[weight], signature[bias])}
