@@ -14,6 +14,7 @@ goes with the update as one (A = 1, B = r, mu = 0): each model takes out what is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 
 import torch
@@ -21,6 +22,8 @@ import torch
 from fl_unlearn.erase import Erasure
 from fl_unlearn.types import SettingsError, Signature, UpdateError
 from fl_unlearn.update import ErasedLayer
+
+log = logging.getLogger(__name__)
 
 
 def head_among(names: Iterable[str], head: str | None) -> str:
@@ -42,22 +45,27 @@ def centred(head: str, forget: Collection[int], signature: Signature) -> dict[st
     """The map that centres a head, for `dampen.build_update`.
 
     Args:
-        head: Name of the head, an ``nn.Linear`` with a bias; "" where it is the model itself.
+        head: Name of the head, an ``nn.Linear``; "" where it is the model itself.
         forget: The labels to forget.
         signature: The model's tensors.
+
+    Returns:
+        The head's name to the map; empty for a head without a bias, which an update cannot map.
 
     Raises:
         UpdateError: If the model has no such head, or no class would be kept.
     """
     at = f"{head}." if head else ""
     weight, bias = f"{at}weight", f"{at}bias"
-    for name in (weight, bias):
-        if name not in signature:
-            raise UpdateError(f"centring needs a head with weight and bias; the model has no {name!r}")
+    if weight not in signature:
+        raise UpdateError(f"centring needs the head's weight; the model has no {weight!r}")
     classes = signature[weight].shape[0]
     kept = torch.tensor([c not in forget for c in range(classes)], dtype=torch.float64)
     if not bool(kept.any()):
         raise UpdateError(f"nothing would be kept: the request names all {classes} classes of {head!r}")
+    if bias not in signature:
+        log.info("%r has no bias: it is not centred before it is dampened", head)
+        return {}
     made = Erasure(
         torch.ones(classes, 1, dtype=torch.float64),
         (kept / kept.sum()).unsqueeze(1),
