@@ -97,13 +97,9 @@ SMALL_MODELS: dict[str, dict[str, Any]] = {
     "alexnet": {**_ADAM, "lr": 0.001, "samples": 20_000, "paper-divisor": 50.0},
     "vgg16_bn": {"paper-threshold": 300.0},
     "vit": {**_ADAM, "lr": 0.001, "samples": 6_000},
-    "lstm": {**_ADAM, "lr": 0.005, "samples": 0, "test-samples": 0, "scope": "all"},
+    "lstm": {**_ADAM, "lr": 0.005, "samples": 0, "test-samples": 0},
 }
-"""What differs from `SMALL` for a model: with so few samples SGD hardly moves those without normalisation.
-
-Head-only dampening brings a logit to 0 and not below it, which is no forgetting where all other logits of a
-text are negative; so all layers of the LSTM are in scope.
-"""
+"""What differs from `SMALL` for a model: with so few samples SGD hardly moves those without normalisation."""
 
 DIGITS: dict[str, Any] = {
     "samples": 0,
