@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper compare
-.PHONY: paper-small ulira
+.PHONY: paper-small paper-figures ulira
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
@@ -69,6 +69,9 @@ compare: $(VENV)/.sim  ## every strategy on the same federation, beside retraini
 
 paper-small: $(VENV)/.sim  ## the paper's scenarios, small: on digits (a minute); ARGS="--data FOLDER" adds CIFAR-10 (an hour)
 	$(BIN)/python -m simulations.inheritance --small --out outputs/paper-small $(ARGS)
+
+paper-figures: $(VENV)/.sim  ## the paper's figures on graphs, of paper-small's and others (ARGS="NAME... --config FILE..."; --help lists them)
+	$(BIN)/python -m simulations.figures.inherited --experiments outputs/paper-small --out outputs/paper-figures $(ARGS)
 
 ulira: $(VENV)/.sim  ## U-LiRA, a membership attack with shadow models, against strategies on digits
 	$(BIN)/python -m simulations.compare.shadows --out outputs/ulira $(ARGS)
