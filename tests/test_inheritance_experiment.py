@@ -171,7 +171,7 @@ def test_what_is_finished_is_found_and_anything_else_is_not(made) -> None:
     folder, result = made
     assert finished(folder, TINY) == result
     assert finished(folder, Config.from_mapping({**TINY.to_mapping(), "data-root": "/x"})) == result
-    for changes in ({"threshold": 3.0}, {"seed": 1}, {"methods": "ours"}):
+    for changes in ({"threshold": 4.0}, {"seed": 1}, {"methods": "ours"}):
         assert finished(folder, Config.from_mapping({**TINY.to_mapping(), **changes})) is None
     assert finished(folder / "no", TINY) is None
 
