@@ -20,6 +20,7 @@ TINY = Config(
     lr=0.1,
     batch_size=16,
     calibration_samples=40,
+    threshold=3.0,
     paper_threshold=2.0,
 )
 

@@ -35,7 +35,7 @@ def test_a_failing_config_stops_no_other(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     paths = [
         config(tmp_path, "typo", epohcs=3),
-        config(tmp_path, "star", scenario="transfer", epochs=2),
+        config(tmp_path, "star", scenario="transfer", epochs=2, threshold=0.0),
         config(tmp_path, "wild", lr=1e9),
         config(tmp_path, "nodata", dataset="parquet"),
         str(tmp_path / "absent.toml"),
