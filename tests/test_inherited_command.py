@@ -158,6 +158,11 @@ def test_an_interrupted_command_goes_on(
         (["threshold", "--thresholds", "0,1"], "a threshold must be a finite number above 0, got 0"),
         (["overlap", "--overlaps", "0.5,2"], "an overlap must be between 0 and 1, got 2"),
         (["mfim"], "no figure fits any of the configs: mfim: diamond: there is nothing to merge"),
+        (
+            ["overlap", "--set", "scenario=incremental"],
+            "overlap: diamond: the label overlap cannot be chosen",
+        ),
+        (["depth", "--set", "forget=12"], "class 12 is to be forgotten, but the 10 classes are 0 to 9"),
         (["depth", "--set", "model=lstm"], "lstm takes texts"),
     ],
 )
