@@ -258,7 +258,7 @@ def test_passes_of_known_answers() -> None:
 def trained(world: World, trains: str, **changes) -> tuple[dict, tasks.Answer]:
     start = world.initial_state()
     model = PlannedModel("m", [], "client3", trains)
-    settings = {**train_settings(world.config, model, "train", world.head, 0, 2), **changes}
+    settings = {**train_settings(world.config, model, "train", 0, 2), **changes}
     return start, tasks.run("inheritance.train", world.clients["client3"], {"model": start}, settings)
 
 

@@ -1,9 +1,8 @@
-"""Models of the scenarios: what they take and give, their heads, and their initial weights."""
+"""Models of the scenarios: what they take and give, and their heads."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,52 +10,27 @@ from typing import Any
 import pytest
 import torch
 from cases_fisher import CLASSES
+from cases_models import COLOUR, WORDS, inputs_of, same, samples, small
 from references_models import gated_convolutions, lstm
 from safetensors.torch import save_file
 from test_fisher_onepass import equal_to_reference
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision import models as plain
 
 from fl_unlearn.fisher import find_head
-from fl_unlearn.types import FisherError
 from simulations.datasets.bundle import Inputs
 from simulations.models import MODELS, ModelError, build
 from simulations.models.layers import BatchNorm2d
 from simulations.models.pictures import PICTURES
 from simulations.models.texts import TEXTS
-from simulations.models.trainable import head_of, trains_only
-
-DIGITS, COLOUR, WORDS = Inputs((1, 8, 8)), Inputs((3, 32, 32)), Inputs((7,), 20)
+from simulations.models.trainable import head_of
 
 NEEDS_TRANSFORMERS = pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is not installed: pip install 'fl-unlearn[bert]'"
 )
 NAMES = [pytest.param(n, marks=NEEDS_TRANSFORMERS) if n == "bert" else n for n in MODELS]
 WORD_MODELS = [pytest.param(n, marks=NEEDS_TRANSFORMERS) if n == "bert" else n for n in TEXTS]
-
-
-def inputs_of(name: str) -> Inputs:
-    return WORDS if name in TEXTS else DIGITS
-
-
-def small(name: str, inputs: Inputs | None = None, classes: int = CLASSES, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return build(name, inputs or inputs_of(name), classes, size="small")
-
-
-def samples(inputs: Inputs, n: int, seed: int = 1) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
-    if inputs.vocabulary:
-        return torch.randint(1, inputs.vocabulary, (n, *inputs.shape), generator=random)
-    return torch.randn(n, *inputs.shape, generator=random)
-
-
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
 
 
 # --------------------------------------------------------------------------- every model
@@ -237,82 +211,6 @@ def test_bert_without_transformers_says_what_to_install(monkeypatch: pytest.Monk
         build("bert", WORDS, 3)
 
 
-# --------------------------------------------------------------------------- weights from a file
-@pytest.mark.parametrize("kind", ["safetensors", "state dict", "checkpoint"])
-def test_weights_from_a_file(tmp_path: Path, kind: str) -> None:
-    model = small("lstm", seed=5)
-    path = tmp_path / ("w.safetensors" if kind == "safetensors" else "w.pt")
-    if kind == "safetensors":
-        save_file(model.state_dict(), path)
-    else:
-        torch.save({"state_dict": model.state_dict()} if kind == "checkpoint" else model.state_dict(), path)
-    assert same(build("lstm", WORDS, CLASSES, size="small", weights=str(path)), model)
-
-
-def test_a_head_of_other_classes_stays_random(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    given = small("resnet18", seed=5)
-    save_file({**given.state_dict(), "more": torch.ones(1)}, tmp_path / "w.safetensors")
-    with caplog.at_level(logging.INFO, "fl_unlearn"), torch.random.fork_rng():
-        torch.manual_seed(0)
-        got = build("resnet18", DIGITS, 7, size="small", weights=tmp_path / "w.safetensors").state_dict()
-    body = {n: t for n, t in given.state_dict().items() if not n.startswith("fc.")}
-    assert len(body) == len(got) - 2
-    assert all(torch.equal(got[n], t) for n, t in body.items())
-    random = small("resnet18", classes=7)
-    assert torch.equal(got["fc.weight"], random.fc.weight)
-    assert "the head 'fc' keeps its random weights" in caplog.text
-    assert "'more'" in caplog.text
-
-
-def test_names_of_older_files(tmp_path: Path) -> None:
-    model = small("densenet161", seed=5)
-    old = {
-        n.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): t for n, t in model.state_dict().items()
-    }
-    assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    save_file(old, tmp_path / "w.safetensors")
-    assert same(
-        build("densenet161", DIGITS, CLASSES, size="small", weights=tmp_path / "w.safetensors"), model
-    )
-
-
-def _lacking(state: dict[str, Tensor], path: Path) -> None:
-    save_file({n: t for n, t in state.items() if "lstm" not in n}, path)
-
-
-def _of_another_size(state: dict[str, Tensor], path: Path) -> None:
-    save_file({**state, "embedding.weight": torch.ones(5, 64)}, path)
-
-
-def _broken(state: dict[str, Tensor], path: Path) -> None:
-    save_file({**state, "embedding.weight": torch.full((20, 64), torch.nan)}, path)
-
-
-def _cut_off(state: dict[str, Tensor], path: Path) -> None:
-    save_file(state, path)
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-BAD_FILES = [
-    (_lacking, "w.safetensors", r"does not fit Lstm: 'lstm\.weight_ih_l0' is not in it; .* and 1 more"),
-    (_of_another_size, "w.safetensors", r"'embedding\.weight' is \[5, 64\] there, \[20, 64\] in the model"),
-    (_broken, "w.safetensors", r"'embedding\.weight' is not finite"),
-    (_cut_off, "w.safetensors", "is neither a safetensors file nor a state dict"),
-    (lambda _, p: p.write_bytes(b"no weights"), "w.pt", "is neither a safetensors file nor a state dict"),
-    (lambda _, p: torch.save(small("mlp"), p), "w.pt", "of which code is refused"),
-    (lambda _, p: torch.save([1, 2], p), "w.pt", "holds no state dict.* but list"),
-    (lambda _, p: p.mkdir(), "folder", r"holds neither model\.safetensors nor pytorch_model\.bin"),
-    (lambda _, p: None, "w.pt", "there is no file .*nothing is downloaded"),
-]
-
-
-@pytest.mark.parametrize(("write", "name", "message"), BAD_FILES)
-def test_weights_that_do_not_fit_are_refused(write: Any, name: str, message: str, tmp_path: Path) -> None:
-    write(small("lstm").state_dict(), tmp_path / name)
-    with pytest.raises(ModelError, match=message):
-        build("lstm", WORDS, CLASSES, size="small", weights=tmp_path / name)
-
-
 # --------------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("name", "inputs", "arguments", "message"),
@@ -340,61 +238,3 @@ def test_what_cannot_be_built_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         build(name, inputs, **{"num_classes": 3, "size": "small", **arguments})
-
-
-# --------------------------------------------------------------------------- heads, and what is trained
-class HeadFirst(nn.Module):
-    """Registers its head before the layers under it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head, self.body = nn.Linear(5, CLASSES), nn.Linear(64, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x.flatten(1)))
-
-
-def test_a_head_that_is_none_is_told_before_training() -> None:
-    with pytest.raises(
-        FisherError, match=r"taken to be 'body', .* of 'head', 'body'; it does not return the model's"
-    ):
-        head_of(HeadFirst(), DIGITS)
-    with pytest.raises(
-        FisherError, match=r"has no nn\.Linear to be its head; the last of its 1 layers .* is '0', a Conv2d"
-    ):
-        head_of(nn.Sequential(nn.Conv2d(1, CLASSES, 8), nn.Flatten()), DIGITS)
-
-
-def test_a_frozen_body_does_not_change() -> None:
-    model, x, y = small("resnet18"), samples(DIGITS, 8), torch.arange(8) % CLASSES
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    frozen = trains_only(model, "head")
-    assert len(frozen) == sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    model.train()
-    for module in frozen:
-        module.eval()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    cross_entropy(model(x), y).backward()
-    optimizer.step()
-    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
-    assert changed == {"fc.weight", "fc.bias"}
-
-
-def test_what_is_trained() -> None:
-    model = small("resnet18")
-    trains_only(model, "head")
-    frozen = trains_only(model, "layer4.*,fc.*")  # what an earlier call froze may be trained again
-    trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert trained == {n for n, _ in model.named_parameters() if n.startswith(("layer4.", "fc."))}
-    batch_norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    assert set(frozen) == {m for n, m in batch_norms.items() if not n.startswith("layer4.")}
-    assert trains_only(model, "all") == ()
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_a_part_that_is_not_there_changes_nothing() -> None:
-    model = small("lstm")
-    trains_only(model, "head")
-    with pytest.raises(FisherError, match="'haed' matches no parameter"):
-        trains_only(model, "haed")
-    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]

@@ -135,9 +135,7 @@ class Experiment:
         def train(model: PlannedModel, start: State) -> StateDict:
             assert model.owner is not None
             progress.begin(model.name)
-            settings = train_settings(
-                world.config, model, part, world.head, positions[model.name], passes[model.name]
-            )
+            settings = train_settings(world.config, model, part, positions[model.name], passes[model.name])
             answer = self.federation.ask("inheritance.train", {"model": start}, settings, [model.owner])
             _check_finite(model, answer[model.owner], world.config)
             seconds.setdefault(what, {})[model.name] = answer[model.owner].seconds

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from fl_unlearn.dampen import DampeningUpdate
-from fl_unlearn.fisher import FisherSums, resolve_scope
+from fl_unlearn.fisher import FisherSums
 from fl_unlearn.plan import PlannedModel
 from fl_unlearn.types import REST, ClassScores, ForgetRequest, StateDict, UnlearnSettings
 from simulations.inheritance.config import Config
+from simulations.models.trainable import trains_only
 from strategies.client import Client
 from strategies.contract import Federation
 from strategies.fisher import ask_fisher
@@ -27,7 +28,7 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     """Train one model on one part of the owner's data.
 
     Tensors: ``model``. Settings: ``part``, ``trains``, ``epochs``, ``batch-size``, ``optimizer``, ``lr``,
-    ``momentum``, ``weight-decay``, ``milestones``, ``gamma``, ``head``, ``seed``. Answers with the ``model``,
+    ``momentum``, ``weight-decay``, ``milestones``, ``gamma``, ``seed``. Answers with the ``model``,
     unchanged where the part has no sample, and the mean ``loss`` of the last pass; none where it is no longer
     finite, which ends the training.
     """
@@ -36,16 +37,13 @@ def train(client: Client, tensors: Tensors, settings: Settings) -> Answer:
     if not count:
         return Answer(0, {"model": tensors["model"]})
     model = client.model(tensors["model"])
-    chosen = set(resolve_scope(model, s["trains"], s["head"] or None))
-    parameters = [p for n, p in model.named_parameters() if n in chosen]
-    for name, p in model.named_parameters():
-        p.requires_grad_(name in chosen)
-    optimizer = _optimizer(parameters, s)
+    frozen = trains_only(model, s["trains"])
+    optimizer = _optimizer([p for p in model.parameters() if p.requires_grad], s)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(s["milestones"]), s["gamma"])
     batches, loss = client.batches(s["part"], size=s["batch-size"], seed=s["seed"]), 0.0
     for _ in range(s["epochs"]):
         # Where only the head learns, the features must stay what they were: their statistics too.
-        loss = fit(model, _of_several(batches), optimizer, statistics=s["trains"] == "all")
+        loss = fit(model, _of_several(batches), optimizer, statistics=not frozen)
         schedule.step()
         if not math.isfinite(loss):
             return Answer(count, {"model": state_of(model)})
@@ -67,7 +65,7 @@ def _optimizer(parameters: list[nn.Parameter], s: Any) -> torch.optim.Optimizer:
 
 
 def train_settings(
-    config: Config, model: PlannedModel, part: str, head: str, position: int, epochs: int
+    config: Config, model: PlannedModel, part: str, position: int, epochs: int
 ) -> dict[str, Any]:
     """The settings of the task ``inheritance.train`` for one model.
 
@@ -75,7 +73,6 @@ def train_settings(
         config: The experiment.
         model: The model.
         part: What its owner trains on; see `strategies.client.Part`.
-        head: Name of the head.
         position: The model's place in the plan; decides the order of samples.
         epochs: How often it goes over the data.
     """
@@ -90,7 +87,6 @@ def train_settings(
         "weight-decay": config.weight_decay,
         "milestones": list(config.milestone_epochs()),
         "gamma": config.gamma,
-        "head": head,
         "seed": config.seed * 100_003 + position,
     }
 

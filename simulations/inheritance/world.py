@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fl_unlearn.fisher import find_head
 from fl_unlearn.types import ForgetRequest
 from simulations import datasets, models, scenarios
 from simulations.datasets.bundle import Bundle
 from simulations.inheritance.config import Config
+from simulations.models.trainable import head_of
 from simulations.scenarios.contract import Scenario
 from simulations.scenarios.shares import held_out, share
 from strategies.client import Client
@@ -81,7 +81,7 @@ class World:
     @cached_property
     def head(self) -> str:
         """Name of the model's head."""
-        return find_head(self.build_model())[0]
+        return head_of(self.build_model(), self.bundle.inputs)
 
     def initial_state(self) -> State:
         """What every model without parents starts from: one draw, so that averages make sense."""
@@ -108,12 +108,14 @@ class World:
     def clients(self) -> dict[str, Client]:
         """Owner to its side of the work."""
         train, test = self.shares("train"), self.shares("test")
+        # Data sets are often sorted by class, and owners score candidates on their first samples.
+        mixed = np.random.default_rng(self.config.seed)
         return {
             owner: Client(
                 owner,
                 index,
                 self.build_model,
-                self.bundle.train.rows(train[owner]),
+                self.bundle.train.rows(mixed.permutation(train[owner])),
                 self.bundle.test.rows(test[owner]),
                 self.request,
                 device=self.device,
