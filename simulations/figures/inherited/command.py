@@ -135,9 +135,7 @@ def _fitting(picture: Picture, labs: Sequence[Lab], grid: Grid) -> tuple[list[La
         try:
             for one in picture.labs(lab, grid):
                 check(one.world)
-        except (
-            ScenarioError
-        ) as e:  # the config's own scenario was built above: the figure's variant cannot be
+        except ScenarioError as e:  # of a variant: the config's own scenario was built above
             left_out[lab.name] = str(e)
             continue
         fit.append(lab)
