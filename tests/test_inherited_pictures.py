@@ -17,7 +17,10 @@ from simulations.figures.inherited.drawing import save
 from simulations.figures.inherited.records import Record
 from simulations.figures.inherited.tables import to_csv, to_markdown
 
-ABOUT: Record = {"experiment": "e", "scenario": "diamond", "dataset": "digits", "network": "mlp", "seed": 0}
+ABOUT: Record = {
+    **{"experiment": "e", "scenario": "diamond", "dataset": "digits", "data": "scanned digits"},
+    **{"network": "mlp", "size": "small", "seed": 0},
+}
 
 
 def record(**changes: str | float | bool | None) -> Record:
@@ -227,12 +230,14 @@ def test_the_claim_stands_beside_what_was_measured() -> None:
         "ours: 0.00% and 89.50%, at 1.0% of the owners' computing time of retraining (99.0% less)"
     )
     assert "the paper's settings: 50.00% and 70.00%" in lines[3]
-    assert "not on digits" in lines[-1]
+    assert "this is other data: scanned digits; its networks have their full size" in lines[-1]
 
 
 def test_a_claim_on_the_papers_data_says_nothing_of_other_data() -> None:
-    rows = [{**row, "dataset": "cifar100"} for row in graph()]
-    assert "not on" not in claims.compared(rows, claims.SINGLE)[-1]
+    rows = [{**row, "dataset": "cifar100", "size": "full"} for row in graph()]
+    note = claims.compared(rows, claims.SINGLE)[-1]
+    assert "other data" not in note
+    assert "small" not in note
 
 
 def test_time_where_a_method_refused_is_not_compared() -> None:

@@ -14,13 +14,9 @@ SINGLE, SEVERAL = (0.0, 0.9453), (0.0107, 0.8477)
 FASTER = 0.99
 """Less time than the alternatives take."""
 
-PAPER_DATA = {
-    "cifar100": "CIFAR-100",
-    "tinyimagenet": "TinyImageNet",
-    "imagenet": "ImageNet",
-    "yahoo": "Yahoo! Answers",
-}
-"""What the paper measured on; here by the data sets' names."""
+PAPER_DATA = "CIFAR-100, TinyImageNet, ImageNet and Yahoo! Answers"
+SAME_DATA = ("cifar100", "tiny-imagenet", "yahoo")
+"""What the paper measured on, and what has a name of its own here; ImageNet is a folder like others."""
 
 
 def compared(records: Sequence[Record], claim: tuple[float, float]) -> list[str]:
@@ -37,7 +33,7 @@ def compared(records: Sequence[Record], claim: tuple[float, float]) -> list[str]
     ]
     lines += [_line(way, hit) for way in distinct(hit, "method")]
     lines.append(
-        f"({_note(distinct(records, 'dataset'))} Means over the affected models of "
+        f"({_note(records)} Means over the affected models of "
         f"{len(distinct(records, 'experiment'))} experiment(s), on test samples.)"
     )
     return lines
@@ -68,15 +64,14 @@ def spared(hit: Sequence[Record], way: str) -> float | None:
     return 1 - took / again if again else None
 
 
-def _note(datasets: Sequence[str]) -> str:
-    """What the numbers of the paper were measured on, if that is not what these were."""
-    others = [d for d in datasets if d not in PAPER_DATA]
-    if not others:
-        return "The paper's numbers are means over its scenarios, networks and data sets."
-    return (
-        f"The paper measured on {', '.join(PAPER_DATA.values())}, not on {', '.join(others)}: its numbers "
-        "and these are not of the same data."
-    )
+def _note(records: Sequence[Record]) -> str:
+    """What makes the paper's numbers others than these: its data, the size of its networks."""
+    text = "The paper's numbers are means over its scenarios, networks and data sets"
+    if others := distinct([r for r in records if r["dataset"] not in SAME_DATA], "data"):
+        text += f"; it measured on {PAPER_DATA}, and this is other data: {'; '.join(others)}"
+    if any(r["size"] == "small" for r in records):
+        text += "; its networks have their full size, and these are small ones"
+    return text + "."
 
 
 def percent(share: float | None) -> str:

@@ -16,6 +16,7 @@ from simulations.figures.inherited.tables import to_csv, to_markdown
 from simulations.inheritance.checks import check, check_names
 from simulations.inheritance.config import Config, ConfigError, read_changes, unknown
 from simulations.inheritance.grid import FOLDER
+from simulations.scenarios import ScenarioError
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,12 @@ def _fitting(picture: Picture, labs: Sequence[Lab], grid: Grid) -> tuple[list[La
         if why:
             left_out[lab.name] = why
             continue
-        for one in picture.labs(lab, grid):
-            check(one.world)
+        try:
+            for one in picture.labs(lab, grid):
+                check(one.world)
+        except ScenarioError as e:  # of a variant: the config's own scenario was built above
+            left_out[lab.name] = str(e)
+            continue
         fit.append(lab)
     return fit, left_out
 

@@ -1,9 +1,9 @@
 """How much of their labels the owners have in common: accuracy against the label overlap.
 
 Shows: test accuracy of the affected models at each overlap, on the labels to forget (left) and on the others
-that a model knows (right), mean with a band from the worst to the best; every point is a graph trained for
-it. The labels to forget stay with their holders whatever the overlap is. A request that was refused has no
-point. Does not show how skewed the numbers of samples are: that is `partition`.
+that a model knows (right), means, with a band from the worst to the best for ours; every point is a graph
+trained for it. The labels to forget stay with their holders whatever the overlap is. A request that was
+refused has no point. Does not show how skewed the numbers of samples are: that is `partition`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def draw(records: Sequence[Record]) -> Figure:
     figure, axes = panels(11, 4.8, 2)
     for ax, column, words in zip(axes, ("forget", "retained"), (FORGOTTEN, KEPT), strict=True):
         for way, look in looks.items():
-            banded(ax, by_overlap([r for r in records if r["method"] == way], column), look)
+            banded(
+                ax, by_overlap([r for r in records if r["method"] == way], column), look, band=way == "ours"
+            )
         percent_axis(ax, values(records, column))
         ax.set_xticks(sorted(set(values(records, "overlap"))))
         ax.set(xlabel="labels that owners have in common (share)", ylabel=words)

@@ -20,7 +20,9 @@ def about(lab: Lab) -> Record:
         "experiment": lab.name,
         "scenario": c.scenario,
         "dataset": c.dataset,
+        "data": lab.world.bundle.about,
         "network": c.model,
+        "size": c.size,
         "seed": c.seed,
     }
 
