@@ -1,12 +1,15 @@
 """Forgetting classes in every model that inherited them, over any inheritance graph; no Flower needed.
 
-Owners compute Fisher sums of the graph's *sources*: those affected models from which no other inherits. Of
-each it is those owners whose data the model has inherited. The forget Fishers of all sources, holders and
-classes are merged (MFIM), the reference is the mean of the sources', and one FIUn update is built of both.
+Owners compute Fisher sums of some affected models, the *sources*, spread evenly from first to newest; of each
+model it is those owners whose data it has inherited. The forget Fishers of all sources, holders and classes
+are merged (MFIM), the reference is the mean of the sources', and one FIUn update is built of both.
 Owners then score its variants, one for each threshold and dampening, on the affected models. The one that
 forgets on all of them at the least cost is applied to all, in parallel. Where none suits all, each model gets
 the one that suits it; where a model has none, nothing is changed. Models that did not inherit what is to be
 forgotten are left as they are.
+
+The newest models alone served chains worse as sources: over 30 stages of digits the worst model then lost 4.2
+points, with four sources 0.6 (`simulations.inheritance`, seed 0).
 """
 
 from __future__ import annotations
@@ -185,7 +188,7 @@ def find(
     owners: Owners,
     settings: UnlearnSettings | None = None,
     *,
-    most_sources: int = 8,
+    most_sources: int = 4,
     most_scored: int = 12,
     centre: bool = True,
     tell: Told = lambda text: None,
@@ -226,7 +229,7 @@ def find(
             "hold what is to be forgotten; is this the folder of the right graph?"
         )
     affected = tuple(n.name for n in graph.umig.affected(roots))
-    sources = tuple(spread(leaves(graph, affected), most_sources))
+    sources = tuple(spread(affected, most_sources))
     work = _Work(graph, request, owners, s, counts, tell)
     base = work.base(sources, centre)
     wanted = {*sources, *spread(affected, most_scored)}
@@ -255,10 +258,10 @@ def choose_for(
         None; and model to threshold and dampening, empty if there is a model without any that passes.
     """
     together = [_joined(same) for same in zip(*scored.values(), strict=True)]
-    best = together[0] if force else choose(together)
+    best = together[0] if force else choose(together, by_loss=True)
     if best is not None:
         return best, dict.fromkeys(scored, (best.threshold, best.dampening))
-    own = {name: choose(candidates) for name, candidates in scored.items()}
+    own = {name: choose(candidates, by_loss=True) for name, candidates in scored.items()}
     fine = {name: (c.threshold, c.dampening) for name, c in own.items() if c is not None}
     return None, fine if len(fine) == len(own) else {}
 
@@ -277,6 +280,7 @@ def _joined(same: Sequence[Candidate]) -> Candidate:
         sum(c.cost for c in same) / len(same),
         all(c.passed for c in same),
         all(c.everywhere for c in same),
+        sum(c.retain_loss_change for c in same) / len(same),
     )
 
 
@@ -328,12 +332,6 @@ class _Work:
 
     def behind(self, name: str) -> list[str]:
         return [owner for owner in self.graph.owners_behind(name) if owner in self.counts]
-
-
-def leaves(graph: ModelGraph, names: Sequence[str]) -> list[str]:
-    """Those of some models from which no other of them inherits."""
-    inner = {parent for name in names for parent, weight in graph.umig.parents(name).items() if weight}
-    return [name for name in names if name not in inner]
 
 
 def spread(names: Sequence[str], most: int) -> list[str]:
