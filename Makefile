@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper compare
-.PHONY: paper-small paper-figures ulira
+.PHONY: paper-small paper-figures strategy-time scaling dags ulira
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
@@ -72,6 +72,15 @@ paper-small: $(VENV)/.sim  ## the paper's scenarios, small: on digits (a minute)
 
 paper-figures: $(VENV)/.sim  ## the paper's figures on graphs, of paper-small's and others (ARGS="NAME... --config FILE..."; --help lists them)
 	$(BIN)/python -m simulations.figures.inherited --experiments outputs/paper-small --out outputs/paper-figures $(ARGS)
+
+strategy-time: $(VENV)/.sim  ## time of every strategy to forget in a whole graph (digits; ARGS="--config NAME --data FOLDER")
+	$(BIN)/python -m simulations.figures.time --out outputs/strategy-time $(or $(ARGS),--config diamond-digits-mlp-small)
+
+scaling: $(VENV)/.sim  ## digits: time to forget against the number of affected models, 10 to 1,000, in random graphs
+	$(BIN)/python -m simulations.figures.scaling --out outputs/scaling $(ARGS)
+
+dags: $(VENV)/.sim  ## a picture of each scenario's graph
+	$(BIN)/python -m simulations.figures.dags --out outputs/dags $(ARGS)
 
 ulira: $(VENV)/.sim  ## U-LiRA, a membership attack with shadow models, against strategies on digits
 	$(BIN)/python -m simulations.compare.shadows --out outputs/ulira $(ARGS)

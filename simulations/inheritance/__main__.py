@@ -21,7 +21,7 @@ from pathlib import Path
 from fl_unlearn.types import UnlearnError
 from simulations import datasets, models, scenarios
 from simulations.inheritance.config import ConfigError, read_changes
-from simulations.inheritance.grid import FOLDER
+from simulations.inheritance.grid import FOLDER, path_of
 from simulations.inheritance.jobs import Job, jobs_of, run_jobs, small_paths
 from simulations.inheritance.methods import METHODS
 from simulations.inheritance.tables import write_summary
@@ -67,7 +67,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
     if options.methods is not None:
         changes["methods"] = options.methods
     folders = _folders(options.data)
-    paths = [_path(given) for given in options.configs]
+    paths = [path_of(given) for given in options.configs]
     if options.small:
         small, left_out = small_paths(folders)
         paths += small
@@ -78,12 +78,6 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
             "name a config file, or one of --list; --small runs all that are made for two cores"
         )
     return jobs_of(dict.fromkeys(paths), folders, changes)
-
-
-def _path(given: str) -> Path:
-    """A file, or the shipped config of that name."""
-    path, shipped = Path(given), FOLDER / f"{given.removesuffix('.toml')}.toml"
-    return shipped if not path.exists() and shipped.is_file() else path
 
 
 def _folders(given: list[str]) -> dict[str, str]:

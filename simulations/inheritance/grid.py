@@ -160,3 +160,10 @@ SHIPPED = (
     *(Shipped(scenario, "digits", "mlp", small=True) for scenario in SCENARIOS),
 )
 """All shipped configs."""
+
+
+def path_of(given: str | Path) -> Path:
+    """A config's file: the one given, or the shipped one of that name."""
+    path = Path(given)
+    shipped = FOLDER / f"{path.name.removesuffix('.toml')}.toml"
+    return shipped if not path.exists() and shipped.is_file() else path

@@ -15,7 +15,7 @@ from simulations.figures.inherited.registry import FIGURES
 from simulations.figures.inherited.tables import to_csv, to_markdown
 from simulations.inheritance.checks import check, check_names
 from simulations.inheritance.config import Config, ConfigError, read_changes, unknown
-from simulations.inheritance.grid import FOLDER
+from simulations.inheritance.grid import path_of
 from simulations.scenarios import ScenarioError
 
 
@@ -95,18 +95,12 @@ def read_configs(files: Sequence[Path], values: Sequence[str], data: str) -> dic
     """
     found: dict[str, Config] = {}
     changes = {**read_changes(values), **({"data-root": data} if data else {})}
-    for path in (_path(given) for given in files):
+    for path in (path_of(given) for given in files):
         if path.stem in found:
             raise ConfigError(f"two configs are called {path.stem!r}, which names the experiment; rename one")
         found[path.stem] = Config.from_file(path, changes)
         check_names(found[path.stem])
     return found
-
-
-def _path(given: Path) -> Path:
-    """A file, or the shipped config of that name."""
-    shipped = FOLDER / f"{given.name.removesuffix('.toml')}.toml"
-    return shipped if not given.exists() and shipped.is_file() else given
 
 
 def fulfil(order: Order, tell: Callable[[str], None]) -> list[Made]:

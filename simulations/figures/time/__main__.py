@@ -11,7 +11,7 @@ that answer for all models at once are run once), and measures all of them on te
 Everything made is kept in --out and not made twice; delete a strategy's file there to have it run again.
 Writes time.csv, time.md, time.png and time.pdf.
 
-    python -m simulations.figures.time --config simulations/configs/diamond.toml --out outputs/time
+    python -m simulations.figures.time --config diamond-digits-mlp-small --out outputs/time
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import argparse
 import json
 import logging
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import strategies
 from fl_unlearn.types import UnlearnError
@@ -32,8 +31,9 @@ from simulations.compare.local import LocalFederation
 from simulations.figures.time.measure import Work
 from simulations.figures.time.plot import draw
 from simulations.figures.time.table import claim, lines_of, markdown, write_csv
-from simulations.inheritance.config import Config, ConfigError
+from simulations.inheritance.config import Config, ConfigError, read_changes
 from simulations.inheritance.experiment import Experiment
+from simulations.inheritance.grid import path_of
 from simulations.inheritance.node_history import Asked
 from simulations.inheritance.world import World
 
@@ -55,7 +55,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", type=Path, required=True, help="TOML file of the experiment")
+    parser.add_argument("--config", type=Path, required=True, help="TOML file, or a shipped one's name")
     parser.add_argument("--data", default="", help="the data set's folder, in place of the config's")
     parser.add_argument("--out", type=Path, default=Path("outputs/time"), help="where to write")
     parser.add_argument(
@@ -75,15 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _config(path: Path, data: str, changes: Sequence[str]) -> Config:
-    given: dict[str, Any] = Config.from_file(path).to_mapping()
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE, got {change!r}")
-        try:
-            given[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            given[key.strip()] = text.strip()
+    given = Config.from_file(path_of(path)).to_mapping() | read_changes(changes)
     return Config.from_mapping(given | ({"data-root": data} if data else {}))
 
 
