@@ -26,17 +26,23 @@ from fl_unlearn.update import ErasedLayer
 log = logging.getLogger(__name__)
 
 
-def head_among(names: Iterable[str], head: str | None) -> str:
-    """The head's name: what the settings say, or the module whose parameters alone are in scope.
+def head_among(names: Iterable[str], scope: str, head: str | None) -> str:
+    """The head's name: what the settings say, or the module whose parameters the scope "head" found.
+
+    Args:
+        names: The parameters in scope.
+        scope: The scope. Of another one nobody says that it is the head's, and a hidden layer must not be
+            centred: that changes what the model computes.
+        head: What the settings say.
 
     Raises:
         SettingsError: If neither tells it.
     """
     modules = {name.rpartition(".")[0] for name in names}
-    if head is None and len(modules) != 1:
+    if head is None and (scope.strip() != "head" or len(modules) != 1):
         raise SettingsError(
-            f"centring needs the head's name, and parameters of {len(modules)} modules are in scope: name it "
-            "in the settings (head='...'), or do not centre"
+            f"centring needs the head's name, and the scope {scope!r} has parameters of "
+            f"{', '.join(sorted(map(repr, modules)))}: name it in the settings (head='...'), or do not centre"
         )
     return modules.pop() if head is None else head
 

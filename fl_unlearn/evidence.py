@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -87,6 +88,33 @@ def lineage(
     return names, tuple(n.name for n in store.umig.affected(names))
 
 
+def with_earlier(request: ForgetRequest, store: RunStore) -> ForgetRequest:
+    """A request for classes of everybody, with the classes of earlier ones; any other as it is."""
+    if request.clients:
+        return request
+    earlier = {c for o in store.operations.all() if not o.request["clients"] for c in o.request["classes"]}
+    return replace(request, classes=(*request.classes, *earlier))
+
+
+def measurable(store: RunStore, affected: Sequence[str], counts: Counts) -> tuple[str, ...]:
+    """Affected models that are kept, and inherited samples to forget and samples to keep that are still held.
+
+    Raises:
+        RequestError: If there are none.
+    """
+    left = store.kept()
+    for rest in (False, True):
+        having = [o for o, own in counts.items() if any(n for g, n in own.items() if (g == REST) == rest)]
+        roots = [node.name for node in store.umig.roots(having)]
+        left &= {node.name for node in store.umig.affected(roots)}
+    if found := tuple(name for name in affected if name in left):
+        return found
+    raise RequestError(
+        f"of {len(affected)} affected models none can be measured: it takes a kept checkpoint, and owners "
+        "whose data it inherited with samples to forget and to keep; see the keep policy and the data"
+    )
+
+
 def parts(fishers: Mapping[str, FisherSums]) -> list[FisherPart]:
     """The mean Fisher of each holder's forgotten samples, label by label; the rest is what is kept."""
     return [
@@ -115,13 +143,13 @@ def earlier_models(
     nodes = _kept(store, affected)
     owners = {o for o, c in store.clients().items() if c in holders}
     updates = [n.name for n in nodes if n.kind == NodeKind.CLIENT_UPDATE and n.owner in owners]
-    return earlier_globals(store, affected, most) + [store.load(n).state for n in _spread(updates, 2)]
+    return earlier_globals(store, affected, most) + [store.load(n).state for n in spread(updates, 2)]
 
 
 def earlier_globals(store: RunStore, affected: Iterable[str], most: int) -> list[dict[str, torch.Tensor]]:
     """At most ``most`` affected global models before the current one, evenly spread."""
     names = [n.name for n in _kept(store, affected) if n.kind == NodeKind.AGGREGATE][:-1]
-    return [store.load(n).state for n in _spread(names, most)]
+    return [store.load(n).state for n in spread(names, most)]
 
 
 def _kept(store: RunStore, names: Iterable[str]) -> list[Node]:
@@ -129,7 +157,7 @@ def _kept(store: RunStore, names: Iterable[str]) -> list[Node]:
     return [store.umig.node(n) for n in names if n in kept]
 
 
-def _spread(names: list[str], most: int) -> list[str]:
+def spread(names: Sequence[str], most: int) -> list[str]:
     """At most ``most`` of ``names``, evenly spread from the first to the last."""
     most = min(most, len(names))
     return [names[round(i * (len(names) - 1) / max(1, most - 1))] for i in range(most)]

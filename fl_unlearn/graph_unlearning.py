@@ -14,7 +14,7 @@ points, with four sources 0.6 (`simulations.inheritance`, seed 0).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from fl_unlearn.batches import sample, unpack
 from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, sum_scores
 from fl_unlearn.centring import centred, head_among
 from fl_unlearn.dampen import DampeningUpdate, build_update
+from fl_unlearn.evidence import spread as spread
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
 from fl_unlearn.merge import FisherPart, merge
 from fl_unlearn.model_graph import ModelGraph
@@ -75,6 +76,9 @@ class LocalOwners:
         build: Builds the model; its values do not matter.
         data: Owner to its batches of (inputs, labels), as `batches.unpack` takes them; gone through often.
         device: Where to compute.
+
+    Raises:
+        SettingsError: If an owner's batches can be gone through only once.
     """
 
     def __init__(
@@ -84,13 +88,15 @@ class LocalOwners:
         *,
         device: torch.device | str = "cpu",
     ) -> None:
+        if once := [owner for owner, batches in data.items() if isinstance(batches, Iterator)]:
+            raise SettingsError(f"{once[0]!r}: batches are gone through often; use a DataLoader or a list")
         self._build, self._data, self._device = build, data, torch.device(device)
 
     def counts(self, request: ForgetRequest) -> dict[str, dict[int, int]]:
         """See `Owners.counts`."""
         found = {}
         for owner, batches in self._data.items():
-            labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(unpack(b)[1] for b in batches)])
+            labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(unpack(b)[1].cpu() for b in batches)])
             named = not request.clients or owner in request.clients
             own = {c: int((labels == c).sum()) if named else 0 for c in request.classes}
             found[owner] = {**own, REST: len(labels) - sum(own.values())}
@@ -169,11 +175,13 @@ class Found:
             How many checkpoints were changed; those that had the update before are left as they are.
 
         Raises:
-            RequestError: If the request was refused.
+            RequestError: If the request was refused, or the graph is another one.
             StoreError: If they cannot be written; nothing is changed then.
         """
         if not self.updates:
             raise RequestError(self.refused or "there is no update to apply")
+        if strange := [name for name in self.updates if name not in graph]:
+            raise RequestError(f"{graph.store.folder} has no model {strange[0]!r}; is it the right graph?")
         staged = stage(graph.store, self.updates, self.updates[self.affected[-1]])
         record = {**self.request.to_json(), "roots": list(self.roots)}
         if self.shared is not None:
@@ -195,20 +203,24 @@ def find(
 ) -> Found:
     """Find the update that makes every affected model forget classes, or why there is none.
 
+    Classes that earlier requests made everybody forget are forgotten along with them: without a rival that is
+    forgotten now, they could win again. Owners of the graph who are not among ``owners`` count as holders.
+
     Args:
         graph: The models.
         request: Classes, of all owners or of some.
         owners: Those who own the data.
-        settings: How; of them those of the network, of erasing, ``reference`` and ``calibration_models`` play
-            no part.
+        settings: How; of them those of the network, of erasing, ``reference``, ``calibration_models``,
+            ``measures`` and ``executor`` play no part.
         most_sources: Of how many models the Fisher is computed at most; evenly spread.
-        most_scored: On how many models variants are scored at most; evenly spread, and all sources.
+        most_scored: On how many models variants are scored at most; evenly spread, and all sources. Neither
+            are models without a checkpoint, or without samples to forget and to keep behind them.
         centre: Whether what is the same in all of the head's rows is taken out of every model first
             (`centring`): it changes no probability, and a class whose logit is brought to 0 does not win.
         tell: Told what is done next.
 
     Raises:
-        RequestError: If nothing in the graph learned what is to be forgotten, or nothing would be kept.
+        RequestError: If no model learned what is to be forgotten or can be measured, or nothing is kept.
         SettingsError: If the settings cannot be used on a graph.
     """
     s = settings or UnlearnSettings()
@@ -220,19 +232,15 @@ def find(
         raise SettingsError(
             f"at least one model is looked at, got most_sources={most_sources}, most_scored={most_scored}"
         )
-    counts = owners.counts(request)
+    wide = evidence.with_earlier(request, graph.store)
+    counts = owners.counts(wide)
     held = evidence.holders(request, graph.store, counts)
-    roots = tuple(n.name for n in graph.umig.roots(held))
-    if not roots:
-        raise RequestError(
-            f"no model in {graph.store.folder} was trained on the data of {', '.join(sorted(held))}, who "
-            "hold what is to be forgotten; is this the folder of the right graph?"
-        )
-    affected = tuple(n.name for n in graph.umig.affected(roots))
-    sources = tuple(spread(affected, most_sources))
-    work = _Work(graph, request, owners, s, counts, tell)
+    roots, affected = evidence.lineage(request, graph.store, counts, held, all_affected=s.all_affected)
+    usable = evidence.measurable(graph.store, affected, counts)
+    sources = tuple(spread(usable, most_sources))
+    work = _Work(graph, wide, owners, s, counts, tell)
     base = work.base(sources, centre)
-    wanted = {*sources, *spread(affected, most_scored)}
+    wanted = {*sources, *spread(usable, most_scored)}
     scored = {name: work.judged(name, base) for name in affected if name in wanted}
     shared, own = choose_for(scored, force=s.force)
     found = Found(request, roots, affected, sources, scored, shared, {})
@@ -313,7 +321,8 @@ class _Work:
         signature = signature_of(self.graph.state(sources[-1]))
         erasures = {}
         if centre:
-            erasures = centred(head_among(merged, self.settings.head), self.request.classes, signature)
+            head = head_among(merged, self.settings.fisher_scope, self.settings.head)
+            erasures = centred(head, self.request.classes, signature)
         return build_update(
             merged,
             {n: torch.stack([r[n] for r in references]).mean(dim=0) for n in merged},
@@ -332,12 +341,6 @@ class _Work:
 
     def behind(self, name: str) -> list[str]:
         return [owner for owner in self.graph.owners_behind(name) if owner in self.counts]
-
-
-def spread(names: Sequence[str], most: int) -> list[str]:
-    """At most ``most`` names, evenly spread from the first to the last."""
-    most = min(most, len(names))
-    return [names[round(i * (len(names) - 1) / max(1, most - 1))] for i in range(most)]
 
 
 def nearest(names: Sequence[str], name: str, among: Mapping[str, Any]) -> str:

@@ -83,11 +83,16 @@ def test_candidates_are_scored_as_applied_ones_are():
 
 
 def test_a_head_is_named_by_the_settings_or_by_what_is_in_scope():
-    assert head_among(["a.fc.weight", "a.fc.bias"], None) == "a.fc"
-    assert head_among(["weight", "bias"], None) == ""
-    assert head_among(["x.weight", "fc.weight"], "fc") == "fc"
+    assert head_among(["a.fc.weight", "a.fc.bias"], "head", None) == "a.fc"
+    assert head_among(["weight", "bias"], "head", None) == ""
+    assert head_among(["x.weight", "fc.weight"], "all", "fc") == "fc"
     with pytest.raises(SettingsError, match="name it"):
-        head_among(["x.weight", "fc.weight"], None)
+        head_among(["x.weight", "fc.weight"], "all", None)
+
+
+def test_a_single_module_that_another_scope_names_is_not_taken_for_the_head():
+    with pytest.raises(SettingsError, match=r"scope 'hidden\.\*' has parameters of 'hidden': name it"):
+        head_among(["hidden.weight", "hidden.bias"], "hidden.*", None)
 
 
 def test_what_cannot_be_centred_is_said():
