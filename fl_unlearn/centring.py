@@ -36,10 +36,15 @@ def head_among(names: Iterable[str], scope: str, head: str | None) -> str:
         head: What the settings say.
 
     Raises:
-        SettingsError: If neither tells it.
+        SettingsError: If neither tells it, or the head shares parameters with another module.
     """
     modules = {name.rpartition(".")[0] for name in names}
-    if head is None and (scope.strip() != "head" or len(modules) != 1):
+    if scope.strip() == "head" and len(modules) > 1:  # centring would change the other module, too
+        raise SettingsError(
+            f"the head's parameters are shared by {', '.join(sorted(map(repr, modules)))}, and only an unshared "
+            "head can be centred: untie them, or do not centre"
+        )
+    if head is None and scope.strip() != "head":
         raise SettingsError(
             f"centring needs the head's name, and the scope {scope!r} has parameters of "
             f"{', '.join(sorted(map(repr, modules)))}: name it in the settings (head='...'), or do not centre"

@@ -90,6 +90,12 @@ def test_a_head_is_named_by_the_settings_or_by_what_is_in_scope():
         head_among(["x.weight", "fc.weight"], "all", None)
 
 
+def test_a_head_that_shares_its_weight_is_not_centred():
+    for head in (None, "fc"):
+        with pytest.raises(SettingsError, match="shared by 'embedding', 'fc'"):
+            head_among(["embedding.weight", "fc.weight", "fc.bias"], "head", head)
+
+
 def test_a_single_module_that_another_scope_names_is_not_taken_for_the_head():
     with pytest.raises(SettingsError, match=r"scope 'hidden\.\*' has parameters of 'hidden': name it"):
         head_among(["hidden.weight", "hidden.bias"], "hidden.*", None)
