@@ -281,11 +281,13 @@ def average(models: Iterable[tuple[StateDict, float]]) -> dict[str, torch.Tensor
         models: Values and weight, > 0, of each.
 
     Raises:
-        LineageError: If there is none, their tensors differ, or a mean is not finite.
+        LineageError: If there is none, a weight is not above 0, tensors differ, or a mean is not finite.
     """
     given = list(models)
     if not given:
         raise LineageError("there is no model to average")
+    if odd := [weight for _, weight in given if not 0 < weight < math.inf]:
+        raise LineageError(f"the weight of a model must be a finite number above 0, got {odd[0]!r}")
     first = given[0][0]
     for state, _ in given[1:]:
         if (difference := signature_difference(signature_of(first), signature_of(state))) is not None:

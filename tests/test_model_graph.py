@@ -64,6 +64,9 @@ def test_models_that_have_no_mean():
         average([])
     with pytest.raises(LineageError, match=r"same tensors: 'z.weight' is \[4, 4\] where \[3, 4\]"):
         average([(state(0), 1.0), (state(0, classes=4), 1.0)])
+    for weights in ((0.0, 0.0), (-1.0, 1.0), (1.0, math.nan)):
+        with pytest.raises(LineageError, match="weight of a model must be a finite number above 0"):
+            average([(state(0), weight) for weight in weights])
     for count in (1, 2):
         with pytest.raises(LineageError, match="'the mean': 1 of 1 values of 'x' are not finite"):
             average([({"x": torch.tensor([math.nan])}, 1.0), ({"x": torch.tensor([1.0])}, 1.0)][:count])
