@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from heapq import heapify, heappop, heappush
 from numbers import Real
+from urllib.parse import quote
 
 from fl_unlearn.types import LineageError
+
+_LONGEST = 200
 
 Parents = Mapping[str, float] | Sequence[str]
 """Names of the models that one is made from, with weights above 0; names alone: equal weights."""
@@ -43,6 +46,12 @@ class PlannedModel:
         for what, value in (("name", name), ("owner", owner), ("trains", trains)):
             if not (value and isinstance(value, str)) and (value is not None or what != "owner"):
                 raise LineageError(f"{what} of a planned model must be a non-empty text, got {value!r}")
+        # A file is named after it: a name too long would fail only after the training.
+        if (length := len(quote(name, errors="replace"))) > _LONGEST:
+            raise LineageError(
+                f"the name of a model takes at most {_LONGEST} bytes, percent-encoded; "
+                f"{name[:20]!r}... takes {length}"
+            )
         values = {"name": name, "parents": weighted(parents), "owner": owner, "trains": trains}
         for attribute, given in values.items():
             object.__setattr__(self, attribute, given)

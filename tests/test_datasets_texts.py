@@ -154,6 +154,16 @@ def test_columns_can_be_named(tmp_path):
     assert ids(bundle.train)[0] == [2 + sorted(first).index(word) for word in ("x", "the", "cat")]
 
 
+def test_one_column_is_named_in_a_list_too():
+    with pytest.raises(DatasetError, match=r"text_columns is a list of names; write \['body'\]"):
+        load("text", "anywhere", text_columns="body")
+
+
+def test_a_folder_may_be_called_like_a_pattern(tmp_path):
+    write(tmp_path / "v1", {**TRAIN, "text": ["other"] * 4}, kind="csv")
+    assert load("text", write(tmp_path / "v[1]", kind="csv"), tokens=6).inputs.vocabulary == 13
+
+
 def test_subsets_and_vocabulary_follow_the_seed(tmp_path):
     texts = {"text": [f"w{i} w{i}" for i in range(40)], "label": [i % 2 for i in range(40)]}
     root = write(tmp_path, texts, texts)

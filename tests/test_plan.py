@@ -139,3 +139,9 @@ def test_a_planned_model_is_a_value():
 def test_values_that_are_no_texts_are_refused(values, message):
     with pytest.raises(LineageError, match=message):
         PlannedModel(**{"name": "m", **values})
+
+
+def test_a_name_too_long_for_a_file_is_refused_before_anything_is_trained():
+    assert PlannedModel("n" * 200).name == "n" * 200
+    with pytest.raises(LineageError, match=r"at most 200 bytes, percent-encoded; 'é{20}'\.\.\. takes 204"):
+        PlannedModel("é" * 34)

@@ -70,6 +70,8 @@ def load(
         close = difflib.get_close_matches(name.lower(), DATASETS, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise DatasetError(f"unknown data set '{name}': the known ones are {', '.join(DATASETS)}{hint}")
+    if isinstance(text_columns, str):
+        raise DatasetError(f"{name}: text_columns is a list of names; write [{text_columns!r}]")
     # The working directory may change between two calls; a path on the hub stays as it is.
     there = Path(root).expanduser()
     root = str(there.absolute()) if root and there.exists() else root

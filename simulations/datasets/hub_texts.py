@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _files(root: Path) -> dict[str, Any]:
     for ending, reader in FORMATS.items():
         for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
             found = {
-                split: [str(file) for file in sorted(folder.glob(f"{split}*.{ending}"))]
+                split: [escape(str(file)) for file in sorted(folder.glob(f"{split}*.{ending}"))]
                 for split in ("train", *TEST_SPLITS)
             }
             if found["train"]:
