@@ -41,8 +41,8 @@ def head_among(names: Iterable[str], scope: str, head: str | None) -> str:
     modules = {name.rpartition(".")[0] for name in names}
     if scope.strip() == "head" and len(modules) > 1:  # centring would change the other module, too
         raise SettingsError(
-            f"the head's parameters are shared by {', '.join(sorted(map(repr, modules)))}, and only an unshared "
-            "head can be centred: untie them, or do not centre"
+            f"the head's parameters are shared by {', '.join(sorted(map(repr, modules)))}, and only a head "
+            "with its own can be centred: untie them, or do not centre"
         )
     if head is None and scope.strip() != "head":
         raise SettingsError(
