@@ -133,7 +133,7 @@ def run_jobs(
             write_experiment(job.name, found, out / job.name)
             if for_good:
                 changed = commit(World(job.config), out / job.name)
-                said = f"{changed} models have forgotten" if changed else "the models had forgotten before,"
+                said = f"{changed} models have forgotten" if changed else "all models had already forgotten"
                 tell(f"{job.name}: {said} for good")
         except FAILURES as e:
             failed[job.name] = _text(e)
