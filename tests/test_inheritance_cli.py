@@ -90,6 +90,13 @@ def test_a_failing_config_stops_no_other(tmp_path: Path, capsys) -> None:
         (["a/x.toml", "b/x.toml"], "two configs are named 'x', and so would be their folders"),
         (["x.toml", "--methods", "ours"], "cannot read the config x.toml: No such file"),
         (["diamond-digits-mlp-small", "--methods", "our"], "unknown method 'our' (did you mean 'ours'?)"),
+        (
+            ["diamond-digit-mlp-small"],
+            "config 'diamond-digit-mlp-small' (did you mean 'diamond-digits-mlp-small'?)",
+        ),
+        (["x.toml", "--data", "newgroups=/x"], "unknown data set 'newgroups' (did you mean 'newsgroups'?)"),
+        (["diamond-digits-mlp-small", "--methods", "paper", "--commit"], "only 'ours' can forget for good"),
+        (["diamond-digits-mlp-small", "--methods", ""], "methods names none; the known ones are ours, paper"),
         (["diamond-digits-mlp-small", "--set", "size=tiny"], "unknown size 'tiny'"),
         (["diamond-cifar100-vit"], "needs a folder with its files"),
     ],

@@ -41,6 +41,7 @@ def test_all_unknown_keys_are_named_with_the_nearest_known_one() -> None:
     ("given", "said"),
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch-size": 1}, "batch-size must be at least 2, got 1"),
         ({"samples": -1}, "samples must be at least 0, got -1"),
         ({"momentum": 1.5}, "momentum must be at least 0 and at most 1, got 1.5"),
         ({"lr": 0.0}, "lr must be a number above 0, got 0"),

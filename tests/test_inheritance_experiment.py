@@ -220,13 +220,24 @@ def test_a_folder_of_another_experiment(made) -> None:
         experiment(folder, epochs=4, lr=0.2)
 
 
+def test_a_folder_in_which_nothing_was_trained_is_anybodys(tmp_path: Path) -> None:
+    experiment(tmp_path, lr=0.2)
+    experiment(tmp_path, at=1)
+    with pytest.raises(Stopped):
+        experiment(tmp_path, at=1).run()
+    with pytest.raises(ConfigError, match=r"trained with lr 0\.1"):
+        experiment(tmp_path, lr=0.2)
+
+
 def test_clearing_removes_what_was_made_and_nothing_else(made, tmp_path: Path) -> None:
     folder, _ = made
     shutil.copytree(folder, tmp_path / "x")
     (tmp_path / "x" / "notes.txt").write_text("mine")
+    (tmp_path / "x" / "points.json").write_text("{}")  # what figures tried
     clear(tmp_path / "x", trained=False)
     assert finished(tmp_path / "x", TINY) is None
     assert (tmp_path / "x" / "models").is_dir()
+    assert not (tmp_path / "x" / "points.json").exists()
     clear(tmp_path / "x")
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["notes.txt"]
 

@@ -14,6 +14,7 @@ from simulations.compare.local import LocalFederation
 from simulations.figures.inherited import command
 from simulations.figures.inherited.__main__ import main
 from simulations.figures.inherited.drawing import save
+from simulations.inheritance import __main__ as inheritance
 
 CONFIG = """
 dataset = "digits"
@@ -70,6 +71,16 @@ def only_pictures_of(monkeypatch: pytest.MonkeyPatch, figure: str) -> None:
     monkeypatch.setattr(
         command, "save", lambda drawn, at: save(drawn, at) if at.name.startswith(figure) else []
     )
+
+
+def test_models_that_have_forgotten_for_good_are_not_tried_on(
+    tmp_path: Path, config: Callable[..., str], make: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, graphs = config("diamond", 'methods = "ours"\nthreshold = 3.0\n'), str(tmp_path / "graphs")
+    assert inheritance.main([path, "--out", graphs, "--commit"]) == 0
+    assert make("threshold", "--config", path, "--thresholds", "2") == 1
+    assert "have forgotten for good" in capsys.readouterr().err
+    assert make("single-class", "--config", path) == 0  # measured before
 
 
 def test_every_figure_and_nothing_twice(

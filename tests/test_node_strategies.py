@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 import strategies
 from fl_unlearn.model_graph import ModelGraph
 from simulations.compare.local import LocalFederation
+from simulations.inheritance import node_strategies
 from simulations.inheritance.config import Config
 from simulations.inheritance.experiment import Experiment
 from simulations.inheritance.methods import METHODS, Bench
@@ -209,6 +211,14 @@ def test_what_restarts_starts_from_parents_that_have_forgotten(bench):
     found = forget_in_all(bench, Fake(restarts=True, fails=("r2",)))
     assert list(found.failed) == ["r2", "r3", "r4"]
     assert found.failed["r3"] == "it starts from r2, which could not be made to forget"
+
+
+@pytest.mark.parametrize(("name", "asked", "epochs"), [("fake", 0, 3), ("fake", 5, 5), ("federaser", 5, 3)])
+def test_rounds_have_the_epochs_that_each_model_was_trained_for(bench, name, asked, epochs):
+    several = replace(bench, world=World(replace(CONFIG, scenario="several", epochs=2, first_epochs=3)))
+    work = node_strategies._Work(several, SimpleNamespace(name=name), "behind", asked)
+    assert work.training("r1").epochs == epochs
+    assert work.training("r4").epochs == (epochs if epochs == 5 else 2)
 
 
 def test_a_mean_that_nobody_trained_is_replayed_as_the_mean(tmp_path):

@@ -58,8 +58,7 @@ def test_an_interrupted_measurement_goes_on(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(measure, "find", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, "3")
+        assert run(tmp_path, "3") == 130
     with ModelGraph(tmp_path / "models-3" / "trained") as graph:
         assert len(graph.umig) == 4
     trained, train = [], measure._Training.train
@@ -88,3 +87,12 @@ def test_options_that_make_no_sense_are_refused(tmp_path, capsys, arguments, mes
     assert script.main([*arguments, "--out", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("models-*"))
+
+
+def test_options_that_were_refused_do_not_claim_a_folder(tmp_path, capsys):
+    assert run(tmp_path, "3", "--forget", "12") == 1
+    assert run(tmp_path, "0", "--seed", "2") == 1
+    assert "holds results" not in capsys.readouterr().err
+    (tmp_path / "rows").mkdir()
+    assert run(tmp_path, "0", "--seed", "3") == 1
+    assert "holds results of other options" in capsys.readouterr().err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +25,9 @@ from simulations.figures.time.table import (
     markdown,
     write_csv,
 )
+from simulations.inheritance.config import Config
 from simulations.inheritance.results import Row
+from simulations.inheritance.world import World
 
 
 def made(name: str, seconds: float, *rows: tuple[float, float], failed=None, wall=2.0) -> Measured:
@@ -159,6 +163,8 @@ def test_script(config: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     seconds = json.loads((out / "experiment" / "seconds.json").read_text())["retrain"]
     assert float(lines["retrain"]["seconds"]) == pytest.approx(sum(seconds.values()))
 
+    assert "affected models were trained for 1 epochs, and a round of a strategy has as many" in printed
+
     def again(*args, **kwargs):
         raise AssertionError("run again")
 
@@ -168,6 +174,25 @@ def test_script(config: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     assert {line["strategy"] for line in found} == set(lines)
     assert script.main([*run, "--round-epochs", "2"]) == 1
     assert "holds results of other settings (round-epochs differ)" in capsys.readouterr().err
+
+
+def test_what_is_measured_is_said(config: Path, tmp_path: Path) -> None:
+    changes = {"scenario": "several", "first-epochs": 9, "optimizer": "adam", "lr": 0.002}
+    world = World(Config.from_file(config, changes))
+    work = measure.Work(SimpleNamespace(world=world), tmp_path)
+    said = script._about(work, ["mask"])
+    assert "trained for 5 or 9 epochs, and a round of a strategy has as many local epochs" in said
+    assert "The graph was trained by adam; strategies train by SGD, with the same rate, 0.002." in said
+    assert "a round of a strategy has 2 local" in script._about(replace(work, round_epochs=2), [])
+
+
+def test_interrupting_says_how_to_go_on(config: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "_run", stop)
+    assert script.main(["--config", str(config), "--out", str(tmp_path)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

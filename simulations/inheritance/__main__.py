@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fl_unlearn.types import UnlearnError
 from simulations import datasets, models, scenarios
-from simulations.inheritance.config import ConfigError, read_changes
+from simulations.inheritance.config import ConfigError, read_changes, unknown
 from simulations.inheritance.grid import FOLDER, path_of
 from simulations.inheritance.jobs import Job, jobs_of, run_jobs, small_paths
 from simulations.inheritance.methods import METHODS
@@ -81,11 +81,17 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _folders(given: list[str]) -> dict[str, str]:
-    """Data set to folder; "": of all others."""
+    """Data set to folder; "": of all others.
+
+    Raises:
+        ConfigError: If a data set is unknown, and what was given is no folder either.
+    """
     out = {}
     for item in given:
         name, equals, folder = item.partition("=")
         known = bool(equals) and name in datasets.DATASETS
+        if equals and not known and Path(name).name == name and not Path(item).exists():
+            raise ConfigError(unknown("data set", name, datasets.DATASETS))
         out[name if known else ""] = str(Path(folder if known else item).expanduser())
     return out
 

@@ -31,6 +31,8 @@ def check_names(config: Config) -> None:
         *(("method", name, METHODS) for name in config.method_names()),
     ]
     problems = [unknown(what, name, known) for what, name, known in named if name not in known]
+    if not config.method_names():
+        problems.append(f"methods names none; the known ones are {', '.join(METHODS)}")
     problems += _device_problems(config.device)
     if problems:
         raise ConfigError("; ".join(problems))

@@ -45,7 +45,7 @@ class Config:
         epochs: Passes over the owner's data in each training.
         first_epochs: The same for models that start from new weights, those whose ancestors nobody trained;
             0: as ``epochs``.
-        batch_size: Samples a step.
+        batch_size: Samples a step, 2 or more.
         optimizer: "sgd" or "adam".
         lr: Learning rate.
         momentum: Of SGD.
@@ -188,10 +188,11 @@ class Config:
 
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
-    *((name, 1, math.inf) for name in ("epochs", "batch_size", "tokens", "vocabulary", "classes_per_owner")),
+    *((name, 1, math.inf) for name in ("epochs", "tokens", "vocabulary", "classes_per_owner")),
     *((name, 0, math.inf) for name in ("length", "samples", "test_samples", "image_size", "first_epochs")),
     *((name, 0, math.inf) for name in ("weight_decay", "threshold", "calibration_samples", "seed")),
     ("momentum", 0, 1),
+    ("batch_size", 2, math.inf),  # batches of one are left out of training, for batch normalisation
 )
 """Field, least and largest value."""
 

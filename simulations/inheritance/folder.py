@@ -17,6 +17,8 @@ SECONDS = "seconds.json"
 MODELS = "models"
 RETRAINED_MODELS = "retrained"
 APPLIED = "methods"
+POINTS = "points.json"
+"""What figures tried on the trained graph."""
 
 ELSEWHERE = ("data_root", "download", "device")
 """Fields of a `Config` that say where, not what."""
@@ -60,7 +62,7 @@ def clear(out: Path, *, trained: bool = True) -> None:
     """
     for name in (APPLIED, *((MODELS, RETRAINED_MODELS) if trained else ())):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (FILE, MEASURED, *((SECONDS, CONFIG) if trained else ())):
+    for name in (FILE, MEASURED, POINTS, *((SECONDS, CONFIG) if trained else ())):
         (out / name).unlink(missing_ok=True)
 
 
@@ -73,7 +75,8 @@ def claim(out: Path, config: Config) -> None:
     like = trained_like(config)
     out.mkdir(parents=True, exist_ok=True)
     there = read_json(out / CONFIG)
-    if there is None:
+    made = (MODELS, RETRAINED_MODELS, MEASURED, FILE)
+    if there is None or not any((out / name).exists() for name in made):  # nothing was trained yet
         write_json(out / CONFIG, like)
         return
     defaults = trained_like(Config())

@@ -7,9 +7,12 @@ the models for texts; no weight decay for BERT.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from simulations.inheritance.config import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "paper" / "configs"
 """Where the configs lie."""
@@ -163,7 +166,20 @@ SHIPPED = (
 
 
 def path_of(given: str | Path) -> Path:
-    """A config's file: the one given, or the shipped one of that name."""
+    """A config's file: the one given, or the shipped one of that name.
+
+    Raises:
+        ConfigError: If it is no file, and looks like a name, of which none is shipped.
+    """
     path = Path(given)
     shipped = FOLDER / f"{path.name.removesuffix('.toml')}.toml"
-    return shipped if not path.exists() and shipped.is_file() else path
+    if path.exists() or (not shipped.is_file() and path.suffix):
+        return path
+    if not shipped.is_file():
+        close = difflib.get_close_matches(path.name, [s.name for s in SHIPPED], n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise ConfigError(
+            f"there is no file and no shipped config {str(given)!r}{hint}; "
+            "python -m simulations.inheritance --list names them"
+        )
+    return shipped

@@ -10,7 +10,7 @@ from typing import Any
 from fl_unlearn.types import UnlearnError
 from simulations.compare.local import LocalFederation
 from simulations.inheritance.checks import check
-from simulations.inheritance.commit import commit, refuse_committed
+from simulations.inheritance.commit import OURS, commit, refuse_committed
 from simulations.inheritance.config import Config, ConfigError
 from simulations.inheritance.experiment import Experiment
 from simulations.inheritance.folder import claim, clear, finished
@@ -119,7 +119,7 @@ def run_jobs(
     results, failed = dict[str, Result](), dict[str, str]()
     ready = []
     for job in jobs:
-        problem = job.problem or _problem(job, out, retrain, again)
+        problem = job.problem or _problem(job, out, retrain, again, for_good)
         if problem:
             failed[job.name] = problem
             tell(f"{job.name}: {problem}")
@@ -133,7 +133,8 @@ def run_jobs(
             write_experiment(job.name, found, out / job.name)
             if for_good:
                 changed = commit(World(job.config), out / job.name)
-                tell(f"{job.name}: {changed} models have forgotten for good")
+                said = f"{changed} models have forgotten" if changed else "all models had already forgotten"
+                tell(f"{job.name}: {said} for good")
         except FAILURES as e:
             failed[job.name] = _text(e)
             tell(f"{job.name}: {failed[job.name]}")
@@ -143,9 +144,11 @@ def run_jobs(
     return results, failed
 
 
-def _problem(job: Job, out: Path, retrain: bool, again: str) -> str:
+def _problem(job: Job, out: Path, retrain: bool, again: str, for_good: bool) -> str:
     """Why an experiment cannot be run, found before any of them is trained; "": nothing is."""
     assert job.config is not None
+    if for_good and OURS not in job.config.method_names():
+        return f"only {OURS!r} can forget for good, and the methods are {job.config.methods!r}"
     try:
         if again or finished(out / job.name, job.config, retrain=retrain) is None:
             check(World(job.config))

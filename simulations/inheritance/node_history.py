@@ -129,7 +129,7 @@ def training_of(config: Config, epochs: int = 0) -> Training:
 
     Args:
         config: Says how the graph was trained.
-        epochs: 0: as many as each model of the graph was trained for.
+        epochs: 0: the config's ``epochs``.
     """
     return Training(
         rounds=1,

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from fl_unlearn.types import StateDict, UnlearnError
+from simulations.inheritance.experiment import passes_of
 from simulations.inheritance.methods import METHODS, Applied, Bench
 from simulations.inheritance.node_history import (
     REPLAYS,
@@ -34,6 +35,7 @@ from simulations.inheritance.node_history import (
 )
 from strategies.contract import Cost, Outcome, State, Strategy
 from strategies.errors import StrategyError
+from strategies.history import Training
 
 log = logging.getLogger("fl_unlearn.simulations")
 
@@ -81,8 +83,8 @@ def forget_in_all(
         strategy: Any but ``retrain``. Hyper-parameters of `GRAPH_METHODS` play no part: the config has them.
         asked: Whom it may ask about each model.
         round_epochs: Local epochs in a round of training of the strategy; 0: as many as each model of the
-            graph was trained for. Strategies count rounds: at 0 one of them costs each owner that is asked
-            about as much as retraining the model does.
+            graph was trained for, ``epochs`` of the config for means that nobody trained. Strategies count
+            rounds: at 0 one of them costs each owner that is asked about as much as retraining the model.
 
     Raises:
         StrategyError: If the strategy is ``retrain``.
@@ -106,7 +108,8 @@ class _Work:
 
     def __init__(self, bench: Bench, strategy: Strategy, asked: Asked, round_epochs: int) -> None:
         self.bench, self.strategy, self.asked = bench, strategy, asked
-        self.training = training_of(bench.world.config, 0 if strategy.name in REPLAYS else round_epochs)
+        self.round_epochs = 0 if strategy.name in REPLAYS else round_epochs
+        self.passes = passes_of(bench.world.scenario.models, bench.world.config)
         self.affected = bench.world.scenario.affected()
         self.states: dict[str, State] = {}
         self.failed: dict[str, str] = {}
@@ -193,7 +196,11 @@ class _Work:
 
         kept = UPDATES.get(self.strategy.name)
         updates = kept(graph, model, asked_about(graph, model, self.asked)) if kept else {}
-        return NodeHistory(world, graph, model, self.training, restart, updates)
+        return NodeHistory(world, graph, model, self.training(model), restart, updates)
+
+    def training(self, model: str) -> Training:
+        """How the strategy trains in a round for one model."""
+        return training_of(self.bench.world.config, self.round_epochs or self.passes.get(model, 0))
 
 
 def _said(e: Exception) -> str:

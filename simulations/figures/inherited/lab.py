@@ -13,16 +13,15 @@ from fl_unlearn.types import UnlearnSettings
 from simulations.compare.local import LocalFederation
 from simulations.figures.inherited.points import Point, Points
 from simulations.figures.inherited.remembering import Remembering
+from simulations.inheritance.commit import refuse_committed
 from simulations.inheritance.config import Config
 from simulations.inheritance.experiment import Experiment
-from simulations.inheritance.folder import MODELS, finished
+from simulations.inheritance.folder import MODELS, POINTS, finished
 from simulations.inheritance.methods import Applied, Bench, ours, settings_of
 from simulations.inheritance.progress import Tell
 from simulations.inheritance.results import Result, Row
 from simulations.inheritance.world import World
 from simulations.scenarios.contract import Scenario
-
-POINTS = "points.json"
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,8 @@ class Lab:
             trained = graph.umig.digest(1, len(graph.umig))
             keys = [{**t.what, "graph": trained, "remembered": remember} for t in trials]
             made: dict[str, Applied] = {}
+            if any(points.get(key) is None for key in keys):
+                refuse_committed(self.folder)
             for i, (trial, key) in enumerate(zip(trials, keys, strict=True), start=1):
                 if points.get(key) is None:
                     self._tell(f"{trial.label} ({i} of {len(trials)})")

@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (RefusedError, ScenarioError, UnlearnError, ValueError, OSError) as e:
         print(f"failed: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        _tell("interrupted; the same command goes on from here")
+        return 130
     write_csv(rows, options.out / "table.csv")
     (options.out / "table.md").write_text(table(rows) + "\n")
     picture = draw(rows)
@@ -95,7 +98,8 @@ def _same_setting(out: Path, setting: Setting) -> None:
     """Remember the setting in ``out``, so that results of another are never taken for its own."""
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "options.json", json.dumps(asdict(setting), sort_keys=True)
-    if path.exists() and path.read_text() != text:
+    made = (out / "rows").exists() or any(out.glob("models-*"))
+    if made and path.exists() and path.read_text() != text:
         raise ValueError(f"{out} holds results of other options ({path.read_text()}); name another --out")
     path.write_text(text)
 
@@ -104,8 +108,8 @@ def _row(setting: Setting, affected: int, out: Path) -> dict[str, Any]:
     """What was measured for one number of affected models; read where it is there already."""
     path, work = out / "rows" / f"{affected}.json", out / f"models-{affected}"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         row = measured(setting, affected, work, lambda text: _tell(f"{affected} affected: {text}"))
+        path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps(row).encode())
     shutil.rmtree(work, ignore_errors=True)  # thousands of checkpoints that nobody needs any more
     row = json.loads(path.read_text())

@@ -32,7 +32,7 @@ from simulations.figures.time.measure import Work
 from simulations.figures.time.plot import draw
 from simulations.figures.time.table import claim, lines_of, markdown, write_csv
 from simulations.inheritance.config import Config, ConfigError, read_changes
-from simulations.inheritance.experiment import Experiment
+from simulations.inheritance.experiment import Experiment, passes_of
 from simulations.inheritance.grid import path_of
 from simulations.inheritance.node_history import Asked
 from simulations.inheritance.world import World
@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UnlearnError, ValueError, OSError) as e:
         print(f"failed: {e}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +71,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="whom a strategy asks about a model: every owner whose data it inherited, or its own owner",
     )  # fmt: skip
     parser.add_argument(
-        "--round-epochs", type=int, default=0, help="local epochs of a strategy's round; 0: the config's"
+        "--round-epochs",
+        type=int,
+        default=0,
+        help="local epochs of a strategy's round; 0: those of the model",
     )
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
     return parser.parse_args(arguments)
@@ -116,12 +122,19 @@ def _title(work: Work) -> str:
 def _about(work: Work, names: Sequence[str]) -> str:
     whom = "every owner whose data it inherited" if work.asked == "behind" else "the owner that trained it"
     world = work.experiment.world
-    rounds = work.round_epochs or world.config.epochs
+    planned, c = {m.name: m for m in world.scenario.models}, world.config
+    passes = passes_of(world.scenario.models, c)
+    trained = sorted({passes[name] for name in world.scenario.affected() if name in passes})
+    epochs = " or ".join(map(str, trained))
+    rounds = f"{work.round_epochs} local epochs" if work.round_epochs else "as many local epochs"
     text = (
-        f"About a model, strategies ask {whom}; a round of theirs has {rounds} local epochs, the graph was "
-        f"trained for {world.config.epochs} a model."
+        f"About a model, strategies ask {whom}; affected models were trained for {epochs} epochs, and a "
+        f"round of a strategy has {rounds}."
     )
-    planned = {m.name: m for m in world.scenario.models}
+    if c.optimizer != "sgd":
+        text += (
+            f" The graph was trained by {c.optimizer}; strategies train by SGD, with the same rate, {c.lr:g}."
+        )
     plain = sum(planned[name].owner is None for name in world.scenario.affected())
     if "mask" in names:
         text += " mask only hides the classes' logits."

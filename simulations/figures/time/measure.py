@@ -64,7 +64,7 @@ class Work:
         experiment: The graph.
         folder: Where a JSON file for each strategy is kept; delete one to have it run again.
         asked: Whom a strategy may ask about a model.
-        round_epochs: Local epochs in a round of a strategy; 0: those of the config.
+        round_epochs: Local epochs in a round of a strategy; 0: those of the model.
         tell: Told what is done next.
     """
 
