@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fl_unlearn.centring import centred
 from fl_unlearn.dampen import apply_update
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.plan import PlannedModel
-from fl_unlearn.types import REST, ClassScores, ForgetRequest, TensorSpec, UnlearnSettings
+from fl_unlearn.types import REST, ClassScores, ForgetRequest, TensorSpec, UnlearnSettings, signature_of
 from fl_unlearn.update import DampeningUpdate, Entry
 from simulations.figures.inherited import mfim
 from simulations.figures.inherited.blocks import last_block
@@ -208,3 +209,10 @@ def test_merging_needs_several_first_models() -> None:
     assert "a alone learned first" in mfim.unfit(scenario((0,)))
     late = replace(scenario(), labels={"x": (0, 2), "y": (2, 3), "z": (0, 2)}, forget=(0,))
     assert mfim.roots(late) == ["a"], "what inherits from a root is none"
+
+
+def test_updates_that_map_whole_layers_are_not_composed() -> None:
+    signature = signature_of(torch.nn.Linear(3, 2).state_dict())
+    centring = DampeningUpdate({}, 1.0, 1.0, centred("", (0,), signature))
+    with pytest.raises(ValueError, match="cannot be composed"):
+        composed([centring, centring])

@@ -66,6 +66,8 @@ def _only_rest(sums: FisherSums) -> FisherSums:
 def one_after_another(bench: Bench, settings: UnlearnSettings) -> Applied:
     """Each holder's update on what descends from its first models, one after another; composed by model.
 
+    The head is not centred before, as it is in ours.
+
     Args:
         bench: The graph and its owners.
         settings: Those of ours. Calibration, where they ask for it, looks at one holder's labels at a time.
@@ -80,7 +82,10 @@ def one_after_another(bench: Bench, settings: UnlearnSettings) -> Applied:
     for holder, own in owners.counts(bench.world.request).items():
         if mine := tuple(c for c in forget if own.get(c)):
             alone = OneHolder(owners, holder, [c for c in forget if c not in mine])
-            found[holder] = find(bench.graph, ForgetRequest(mine), alone, settings, tell=bench.tell)
+            # Maps of whole layers could not be composed with factors of single values.
+            found[holder] = find(
+                bench.graph, ForgetRequest(mine), alone, settings, centre=False, tell=bench.tell
+            )
     updates: dict[str, list[DampeningUpdate]] = {}
     for one in found.values():
         for name, update in one.updates.items():
@@ -95,8 +100,13 @@ def composed(updates: Sequence[DampeningUpdate]) -> DampeningUpdate:
     """One update that does what several do one after another; t and lambda are the last one's.
 
     Args:
-        updates: One or more that erase nothing.
+        updates: One or more.
+
+    Raises:
+        ValueError: If one of them maps a whole layer, by erasing or centring.
     """
+    if any(update.erasures for update in updates):
+        raise ValueError("updates that map whole layers cannot be composed")
     specs = {name: entry.spec for update in updates for name, entry in update.entries.items()}
     entries = {}
     for name, spec in specs.items():
