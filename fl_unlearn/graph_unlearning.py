@@ -14,133 +14,33 @@ points, with four sources 0.6 (`simulations.inheritance`, seed 0).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from fl_unlearn import evidence
 from fl_unlearn.apply import stage
-from fl_unlearn.batches import sample, unpack
 from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, sum_scores
 from fl_unlearn.centring import centred, head_among
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.evidence import spread as spread
-from fl_unlearn.fisher import FisherSums, fisher_diagonal
+from fl_unlearn.graph_owners import LocalOwners as LocalOwners
+from fl_unlearn.graph_owners import Owners as Owners
 from fl_unlearn.merge import FisherPart, merge
 from fl_unlearn.model_graph import ModelGraph
 from fl_unlearn.types import (
     REST,
-    ClassScores,
     ForgetRequest,
     RequestError,
     SettingsError,
-    StateDict,
     UnlearnSettings,
     signature_of,
 )
-from fl_unlearn.verify import score_candidates
 
 Told = Callable[[str], None]
 """Called with what is done next, in words."""
-
-
-class Owners(Protocol):
-    """Those who own the data: in this process, behind Flower, or anywhere else."""
-
-    def counts(self, request: ForgetRequest) -> Mapping[str, Mapping[int, int]]:
-        """Owner to its number of samples of each requested class, and of all that is kept (`types.REST`)."""
-
-    def fishers(
-        self, state: StateDict, request: ForgetRequest, settings: UnlearnSettings, owners: Sequence[str]
-    ) -> Mapping[str, FisherSums]:
-        """Owner to its Fisher sums of a model: a group for each requested class, and `types.REST`."""
-
-    def scores(
-        self,
-        state: StateDict,
-        request: ForgetRequest,
-        settings: UnlearnSettings,
-        base: DampeningUpdate,
-        owners: Sequence[str],
-    ) -> Mapping[str, Sequence[ClassScores]]:
-        """Owner to its scores of a model: as it is, then under each candidate of ``settings.grid``."""
-
-
-class LocalOwners:
-    """Owners in this process.
-
-    Args:
-        build: Builds the model; its values do not matter.
-        data: Owner to its batches of (inputs, labels), as `batches.unpack` takes them; gone through often.
-        device: Where to compute.
-
-    Raises:
-        SettingsError: If an owner's batches can be gone through only once.
-    """
-
-    def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        data: Mapping[str, Iterable[Any]],
-        *,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        if once := [owner for owner, batches in data.items() if isinstance(batches, Iterator)]:
-            raise SettingsError(f"{once[0]!r}: batches are gone through often; use a DataLoader or a list")
-        self._build, self._data, self._device = build, data, torch.device(device)
-
-    def counts(self, request: ForgetRequest) -> dict[str, dict[int, int]]:
-        """See `Owners.counts`."""
-        found = {}
-        for owner, batches in self._data.items():
-            labels = torch.cat([torch.zeros(0, dtype=torch.int64), *(unpack(b)[1].cpu() for b in batches)])
-            named = not request.clients or owner in request.clients
-            own = {c: int((labels == c).sum()) if named else 0 for c in request.classes}
-            found[owner] = {**own, REST: len(labels) - sum(own.values())}
-        return found
-
-    def fishers(
-        self, state: StateDict, request: ForgetRequest, settings: UnlearnSettings, owners: Sequence[str]
-    ) -> dict[str, FisherSums]:
-        """See `Owners.fishers`."""
-        model = self._model(state)
-        return {
-            owner: fisher_diagonal(
-                model,
-                self._data[owner],
-                kind=settings.fisher_kind,
-                scope=settings.fisher_scope,
-                head=settings.head,
-                keep_classes=request.classes if not request.clients or owner in request.clients else (),
-                reference_share=settings.reference_share,
-                device=self._device,
-            )
-            for owner in owners
-        }
-
-    def scores(
-        self,
-        state: StateDict,
-        request: ForgetRequest,
-        settings: UnlearnSettings,
-        base: DampeningUpdate,
-        owners: Sequence[str],
-    ) -> dict[str, list[ClassScores]]:
-        """See `Owners.scores`."""
-        model, found = self._model(state), {}
-        candidates = [None, *(base.variant(t, lam) for t, lam in settings.grid)]
-        for owner in owners:
-            data = sample(self._data[owner], request.classes, settings.calibration_samples)
-            found[owner] = score_candidates(model, data, candidates, device=self._device, head=settings.head)
-        return found
-
-    def _model(self, state: StateDict) -> nn.Module:
-        model = self._build()
-        model.load_state_dict(dict(state))
-        return model.to(self._device).eval()
 
 
 @dataclass(frozen=True)
@@ -197,7 +97,7 @@ def find(
     settings: UnlearnSettings | None = None,
     *,
     most_sources: int = 4,
-    most_scored: int = 12,
+    most_scored: int = 50,
     centre: bool = True,
     tell: Told = lambda text: None,
 ) -> Found:
@@ -242,7 +142,7 @@ def find(
     base = work.base(sources, centre)
     wanted = {*sources, *spread(usable, most_scored)}
     scored = {name: work.judged(name, base) for name in affected if name in wanted}
-    shared, own = choose_for(scored, force=s.force)
+    shared, own = choose_for(scored, by_loss=len(scored) == len(affected), force=s.force)
     found = Found(request, roots, affected, sources, scored, shared, {})
     if not own:
         worst = max(scored.values(), key=lambda cs: min((c.forget_accuracy, c.retain_drop) for c in cs))
@@ -253,12 +153,14 @@ def find(
 
 
 def choose_for(
-    scored: Mapping[str, Sequence[Candidate]], *, force: bool = False
+    scored: Mapping[str, Sequence[Candidate]], *, by_loss: bool = True, force: bool = False
 ) -> tuple[Candidate | None, dict[str, tuple[float, float]]]:
     """The variant that passes on every model at the least mean cost; failing that, each model's own.
 
     Args:
         scored: Model to what was measured of each variant; not empty, the same variants everywhere.
+        by_loss: Whether the retained loss decides between like costs (`calibration.choose`). It favours large
+            thresholds, which only just forget: not where there are models that were not scored.
         force: Take the first variant whatever was measured.
 
     Returns:
@@ -266,10 +168,10 @@ def choose_for(
         None; and model to threshold and dampening, empty if there is a model without any that passes.
     """
     together = [_joined(same) for same in zip(*scored.values(), strict=True)]
-    best = together[0] if force else choose(together, by_loss=True)
+    best = together[0] if force else choose(together, by_loss=by_loss)
     if best is not None:
         return best, dict.fromkeys(scored, (best.threshold, best.dampening))
-    own = {name: choose(candidates, by_loss=True) for name, candidates in scored.items()}
+    own = {name: choose(candidates, by_loss=by_loss) for name, candidates in scored.items()}
     fine = {name: (c.threshold, c.dampening) for name, c in own.items() if c is not None}
     return None, fine if len(fine) == len(own) else {}
 
