@@ -217,7 +217,7 @@ class _Work:
             self.tell(f"Fisher of {name} (source {i} of {len(sources)})")
             state = self.graph.state(name)
             fishers = self.owners.fishers(state, self.request, self.settings, self.behind(name))
-            parts += [replace(part, holder=f"{name}/{part.holder}") for part in evidence.parts(fishers)]
+            parts += evidence.parts(fishers)
             references.append(evidence.retained(fishers.values()).mean([REST]))
         merged = merge(parts, self.settings.merge_rule)
         signature = signature_of(self.graph.state(sources[-1]))

@@ -1,6 +1,6 @@
 """One update for a whole graph: what it is made of, what is chosen, what it leaves alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from fl_unlearn import ForgetRequest, KeepPolicy, RunStore, UnlearnSettings
 from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.calibration import Candidate, Tally, choose, judge
 from fl_unlearn.graph_unlearning import LocalOwners, choose_for, find, nearest, spread
-from fl_unlearn.merge import FisherPart
+from fl_unlearn.merge import RULES, FisherPart
 from fl_unlearn.model_graph import ModelGraph
 from fl_unlearn.types import REST, ClassScores, RequestError, SettingsError
 from fl_unlearn.verify import score_state
@@ -392,3 +392,17 @@ def test_another_graph_gets_nothing(graph, owners, tmp_path):
         with pytest.raises(RequestError, match=r"other has no model 'a'"):
             found.commit(other)
         assert not other.store.operations.all()
+
+
+def test_merging_sees_every_source_of_a_holder_under_the_holders_name(graph, owners, monkeypatch):
+    """Rules that count holders, such as the reference code's, must not count sources."""
+    seen: list[tuple[str, int]] = []
+
+    def spy(parts: Sequence[FisherPart]) -> dict[str, Tensor]:
+        seen.extend((part.holder, part.label) for part in parts)
+        return RULES["max"](parts)
+
+    monkeypatch.setitem(RULES, "spy", spy)
+    find(graph, REQUEST, owners, UnlearnSettings(merge_rule="spy"))
+    # Of a: ann; of b and of their mean: ann and bob.
+    assert sorted(seen) == [("ann", 0)] * 3 + [("bob", 0)] * 2
