@@ -71,7 +71,9 @@ def read_edges(
     rows = connection.execute(
         "SELECT first, last, oldest, edges FROM edge_block "
         "WHERE first >= (SELECT ifnull(max(first), 0) FROM edge_block WHERE first <= ?1) AND first <= ?2 "
-        f"AND last >= ?1 AND oldest <= ?3 ORDER BY first {'DESC' if newest_first else ''}",
+        # Rows that make no sense are read too, and refused: text is above every number for SQLite.
+        "AND (last >= ?1 OR last < first) AND (oldest <= ?3 OR typeof(oldest) <> 'integer') "
+        f"ORDER BY first {'DESC' if newest_first else ''}",
         (first, last, parent),
     )
     before: tuple[int, int] | None = None

@@ -137,3 +137,12 @@ def test_a_damaged_tail_is_not_built_upon():
     with pytest.raises(StoreError, match="is damaged"):
         umig.add_many(["a", "b"], kind="stage", round=9, parents={"g1": 1.0, "g0": 1.0})
     assert len(umig) == 5
+
+
+@pytest.mark.parametrize(("first", "last", "oldest"), [(1, 4, ""), (1, 4, b"x"), (1, 0, 1), (1, 4, "1x")])
+def test_a_row_more_that_a_query_could_pass_over_is_found(first, last, oldest):
+    umig = chain(5)
+    (edges,) = umig.connection.execute("SELECT edges FROM edge_block").fetchone()
+    umig.connection.execute("INSERT INTO edge_block VALUES (?, ?, ?, ?)", (first, last, oldest, edges))
+    with pytest.raises(StoreError, match="is damaged"):
+        umig.edges()
