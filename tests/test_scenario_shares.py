@@ -75,9 +75,9 @@ def test_dirichlet(alpha: float, seed: int, name: str) -> None:
     scenario = build(name, 10)
     try:
         found = share(scenario, LABELS, partition="dirichlet", alpha=alpha, seed=seed)
-    except ScenarioError as e:  # a draw that leaves somebody too little, ten times
-        assert "raise alpha" in str(e)
-        assert alpha < 1
+    except ScenarioError as e:
+        if "raise alpha" not in str(e) or alpha >= 1:  # ten draws may leave somebody too little
+            raise
         return
     check(scenario, LABELS, found)
     for label in scenario.forget:
