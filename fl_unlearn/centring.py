@@ -2,8 +2,8 @@
 
 Dampening multiplies: it brings the logit of a forgotten class towards 0 and not below. Whether the class then
 still wins depends on where the other logits lie, which training does not care about: softmax is the same when
-one number is added to all logits. Where the others are negative, as seen with texts of few classes, the forgotten class
-goes on winning at 0. So what is the same for all of a head's rows is taken out first:
+one number is added to all logits. Where the others are negative (seen with texts of few classes), the
+forgotten class goes on winning at 0. So what is the same for all of a head's rows is taken out first:
 
     z  <-  z - 1 r^T z,        r_k = 1/n for each of the n classes that are kept, 0 for the others.
 
