@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast check wheel each-class reference-share client-targets deeper compare
+.PHONY: help demo test test-fast test-slow check wheel each-class reference-share client-targets deeper compare
 .PHONY: paper-small paper-figures strategy-time scaling dags ulira
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
@@ -40,7 +40,10 @@ test: $(VENV)/.test  ## all tests; some start Flower's simulation engine
 
 test-fast: $(VENV)/.test  ## the tests that need no simulation engine
 	@sh tests/install_browser.sh
-	$(BIN)/python -m pytest -m "not e2e" $(ARGS)
+	$(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
+
+test-slow: $(VENV)/.test  ## the tests left out of `make test`: processes of the deployment engine, minutes each
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.test  ## lint, format, types, import rules
 	$(BIN)/ruff check .
