@@ -12,7 +12,7 @@ from fl_unlearn.document_log import ACCEPTED, COMMITTED, DECLINED, EXPIRED, FAIL
 from fl_unlearn.inbox import received
 from fl_unlearn.intake import refusal_state
 from fl_unlearn.request_document import MAX_BYTES, RequestDocument
-from fl_unlearn.request_log import UNFINISHED
+from fl_unlearn.request_log import UNFINISHED, RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import DocumentError, RequestError, StoreError
 
@@ -120,6 +120,13 @@ def of_row(store: RunStore, row: DocumentRow) -> DocumentStatus:
         request=made[0] if made else None,
         deadline_met=_met(state, row.deadline, row.changed),
     )
+
+
+def of_request(store: RunStore, row: RequestRow) -> DocumentStatus | None:
+    """The status of the document that a request was made for; None when there is none."""
+    if row.position is None or row.position >= 0:
+        return None
+    return of_row(store, store.documents.row(-row.position))
 
 
 def _waiting(store: RunStore) -> Iterator[DocumentStatus]:

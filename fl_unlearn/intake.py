@@ -92,8 +92,25 @@ def check(
         return
     if seen(document.id):
         raise PolicyError("replayed", f"document {document.id} was accepted before; a document counts once")
-    if document.deadline is not None and document.deadline <= now:
-        raise PolicyError("expired", f"its deadline, {document.deadline:%Y-%m-%d %H:%M:%S} UTC, has passed")
+    document.check_deadline(now)
+
+
+def check_again(document: RequestDocument, policy: Policy | None, *, accepted: str, now: datetime) -> None:
+    """Check a document that was accepted, right before it is served: the policy may be another by now.
+
+    Args:
+        document: The document.
+        policy: Who may ask for what.
+        accepted: When it was accepted, as `DocumentRow.changed` has it. Its age counts from its making to then:
+            while it waited it has not become too old.
+        now: The time; its deadline may have passed.
+
+    Raises:
+        PolicyError: If it may not be served any more.
+    """
+    document.check_deadline(now)
+    if policy is not None:
+        policy.check(document, now=datetime.fromisoformat(accepted), seen=lambda _: False)
 
 
 def refusal_state(code: str) -> str:
