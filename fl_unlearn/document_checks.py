@@ -40,7 +40,7 @@ def shown(value: Any) -> str:
 
 # --------------------------------------------------------------------------- JSON
 def parse_json(data: bytes | bytearray) -> Any:
-    """Plain values from JSON in UTF-8; a `DocumentError` for anything else, also repeated keys and fractions."""
+    """Plain values from JSON in UTF-8; a `DocumentError` otherwise, also for repeated keys and fractions."""
     try:
         return json.loads(
             data.decode("utf-8"),

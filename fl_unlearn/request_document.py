@@ -234,8 +234,8 @@ class RequestDocument:
         if self.signature.key != key.fingerprint:
             raise PolicyError(
                 "wrong-key",
-                f"document {self.id} is signed with the key {self.signature.key[:16]}, but {self.requester!r} "
-                f"has the key {key.fingerprint[:16]}; sign it with that one",
+                f"document {self.id} is signed with the key {self.signature.key[:16]}, but "
+                f"{self.requester!r} has the key {key.fingerprint[:16]}; sign it with that one",
             )
         if not key.verify_message(self.message(), base64.b64decode(self.signature.value)):
             raise PolicyError(
@@ -261,7 +261,7 @@ class RequestDocument:
         """The settings to serve it with: the run's, with what the scope says of how deep to go.
 
         A preset's name decides what of the model is changed, as that preset does (``fisher_scope`` and
-        ``erase``); any other scope is the ``fisher_scope``. Tolerances, limits and waiting times stay the run's.
+        ``erase``); any other scope is the ``fisher_scope``. Tolerances and waiting times stay the run's.
         """
         if self.scope is None:
             return base
