@@ -31,7 +31,7 @@ Rows = list[tuple[Any, ...]]
 
 
 def read_table(connection: sqlite3.Connection, table: str) -> Rows:
-    """One of `TABLES` as it is: names of nodes for their ids, digests for values of ``meta`` and documents."""
+    """One of `TABLES` as it is: nodes by their names, values of ``meta`` and documents by digest."""
     rows = connection.execute(_QUERIES[table]).fetchall()
     if table == "meta":
         return [(key, text_digest(v) if isinstance(v, str) else f"not a text: {v!r}") for key, v in rows]

@@ -165,7 +165,7 @@ class _Check:
                 self.problem(f"{kind} {name}", "is defined otherwise than this version defines it")
 
     def _newer(self) -> set[str]:
-        """Tables that an older version, which wrote this store, did not know: without a row they need not be."""
+        """Tables that the older version which wrote this store did not know; they need not be there empty."""
         query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'document'"
         return set() if self.store.umig.connection.execute(query).fetchall() else {"document"}
 

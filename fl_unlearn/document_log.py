@@ -1,4 +1,4 @@
-"""What became of the request documents that were taken in: a table in the UMIG's file, told of by the audit log.
+"""What became of the request documents that were taken in: a table in the UMIG's file.
 
 Every acceptance and refusal, and every change of state after it, is written in one transaction with its entry
 in the audit log, so that `audit_verify` notices a row that was removed or changed.
@@ -144,7 +144,9 @@ class DocumentLog:
 
     def _decided(self, request: int | None) -> str | None:
         """When a request was decided, as the audit log has it."""
-        query = "SELECT time FROM audit WHERE kind = 'decided' AND json_extract(body, '$.request.request') = ?"
+        query = (
+            "SELECT time FROM audit WHERE kind = 'decided' AND json_extract(body, '$.request.request') = ?"
+        )
         found = self._execute(f"{query} ORDER BY seq LIMIT 1", request).fetchone()
         return time_text(datetime.fromisoformat(found[0])) if found else None
 

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
+from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.document_log import ACCEPTED, COMMITTED, DECLINED, EXPIRED, FAILED, DocumentRow, time_text
 from fl_unlearn.inbox import received
 from fl_unlearn.intake import refusal_state
-from fl_unlearn.request_document import MAX_BYTES, RequestDocument
+from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.request_log import UNFINISHED, RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import DocumentError, RequestError, StoreError
@@ -99,8 +100,8 @@ def find(store: RunStore, name: str) -> DocumentStatus:
     ]
     if len({s.id or s.ticket for s in found}) != 1:
         raise RequestError(
-            f"{len(found) or 'no'} documents in {store.folder} are called {name!r}; give an id or a ticket, or "
-            f"the first {SHORTEST_PREFIX} or more characters of one: `fl-unlearn request list` shows them"
+            f"{len(found) or 'no'} documents in {store.folder} are called {name!r}; give an id or a "
+            f"ticket (`fl-unlearn request list` shows them), or at least its first {SHORTEST_PREFIX} characters"
         )
     kept = [s for s in found if s.target is not None]
     return kept[0] if kept else found[-1]

@@ -1,7 +1,7 @@
-"""Taking in the request documents that wait: whoever holds the store decides which are accepted, and records it.
+"""Taking in the request documents that wait: whoever holds the store decides about them, and records it.
 
 What is decided about a document is one transaction with its entry in the audit log; its file is removed from
-the inbox afterwards. After a crash in between, the file of a document that is recorded already is just removed.
+the inbox afterwards. After a crash in between, the file of a document that is recorded is just removed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.document_log import ACCEPTED, CANCELLED, EXPIRED, REFUSED, DocumentRow
 from fl_unlearn.inbox import received
 from fl_unlearn.lock import StoreBusyError
 from fl_unlearn.policy import Policy
-from fl_unlearn.request_document import MAX_BYTES, RequestDocument
+from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import REFUSAL_CODES, DocumentError, PolicyError, RequestError, StoreError
 
@@ -101,8 +102,8 @@ def check_again(document: RequestDocument, policy: Policy | None, *, accepted: s
     Args:
         document: The document.
         policy: Who may ask for what.
-        accepted: When it was accepted, as `DocumentRow.changed` has it. Its age counts from its making to then:
-            while it waited it has not become too old.
+        accepted: When it was accepted, as `DocumentRow.changed` has it. Its age is that of then: while it
+            waited it has not become too old.
         now: The time; its deadline may have passed.
 
     Raises:
@@ -132,13 +133,21 @@ def _take(store: RunStore, policy: Policy | None, ticket: str) -> DocumentRow | 
     try:
         document = RequestDocument.from_bytes(data)
     except DocumentError as e:
-        said = {"code": "malformed", "message": str(e)}
-        return store.documents.add(ticket, data, received=came, state=REFUSED, **said)
-    about = {"id": document.id, "requester": document.requester, "deadline": document.deadline}
+        return store.documents.add(
+            ticket, data, received=came, state=REFUSED, code="malformed", message=str(e)
+        )
     state, code, message = _judge(store, policy, ticket, document)
-    keep = state in (ACCEPTED, CANCELLED)
     return store.documents.add(
-        ticket, data, received=came, state=state, code=code, message=message, keep=keep, **about
+        ticket,
+        data,
+        received=came,
+        state=state,
+        code=code,
+        message=message,
+        id=document.id,
+        requester=document.requester,
+        deadline=document.deadline,
+        keep=state in (ACCEPTED, CANCELLED),
     )
 
 

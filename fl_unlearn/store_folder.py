@@ -1,8 +1,8 @@
 """The folder of a run: opened by one writer at a time, brought up to date, and put in order after a crash.
 
-``lineage.sqlite`` holds the UMIG, the ledger of checkpoints and operations, the audit log, the logs of runs and
-of request documents. Beside it are ``updates/``, what an interrupted run needs to go on (`run_log`), ``inbox/``
-(documents that wait), and ``checkpoints/`` unless these are kept at another address.
+``lineage.sqlite`` holds the UMIG, the ledger of checkpoints and operations, the audit log, the logs of runs
+and of request documents. Beside it are ``updates/``, what an interrupted run needs to go on (`run_log`),
+``inbox/`` (documents that wait), and ``checkpoints/`` unless these are kept at another address.
 """
 
 from __future__ import annotations

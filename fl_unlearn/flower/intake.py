@@ -16,7 +16,6 @@ from fl_unlearn.intake import check_again, refusal_state, take_in
 from fl_unlearn.policy import Policy
 from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.request_log import DONE, REFUSED, UNFINISHED, RequestRow
-from fl_unlearn.run_log import Run
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, PolicyError, StoreError, UnlearnSettings
 
@@ -108,7 +107,7 @@ class Intake:
                 fail(self.store, row, result.message)
                 phase = FAILED
             if phase not in UNFINISHED:
-                self._close(document, row and row.id, phase, result.message)
+                self._close(document, row.id if row else None, phase, result.message)
             result.document = of_row(self.store, self.store.documents.row(document.seq))
         except StoreError:
             log.exception("what became of document %s could not be noted; the next start does", document.id)
@@ -141,9 +140,9 @@ class Intake:
         try:
             self.store.documents.change(document, FAILED, code="failed", message=message)
         except StoreError:
-            log.exception("that could not be noted; document %s is tried again at the next occasion", document.id)
+            log.exception("that could not be noted, so document %s is tried again", document.id)
 
     def _close(self, document: DocumentRow, request: int | None, phase: str, message: str) -> None:
-        known: dict[str, tuple[str, str | None]] = {DONE: (COMMITTED, None), REFUSED: (DECLINED, "calibration")}
-        state, code = known.get(phase, (FAILED, "failed"))
+        state = {DONE: COMMITTED, REFUSED: DECLINED}.get(phase, FAILED)
+        code = {COMMITTED: None, DECLINED: "calibration"}.get(state, "failed")
         self.store.documents.change(document, state, code=code, message=message, request=request)

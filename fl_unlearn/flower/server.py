@@ -6,7 +6,6 @@ is delegated, and what is recorded is copied before the inner strategy sees (and
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.flower import records
-from fl_unlearn.flower.broadcast import deliver_outstanding, identify
+from fl_unlearn.flower.broadcast import deliver_outstanding, identify, tell_forgotten
 from fl_unlearn.flower.exchange import Exchange, match, natural, unidentified
 from fl_unlearn.flower.intake import Intake
 from fl_unlearn.flower.progress import decision_of, take_up
@@ -56,8 +55,8 @@ class UnlearningStrategy(Strategy):
         on_request: Called with the store right before a queued request is served: the place to measure
             the stored models as they were.
         policy: Who may ask for what by document (`policy.Policy`), or the file that says so. Documents that
-            wait in the store (`fl-unlearn request add`) are taken in and served between rounds and at the end.
-            None: whoever can write to the store's folder may ask.
+            wait in the store are taken in and served between rounds and at the end. None: whoever can write
+            to the store's folder may ask.
 
     Attributes:
         store: The run's store.
@@ -216,11 +215,16 @@ class UnlearningStrategy(Strategy):
             What the inner strategy's ``start`` returns; after an interruption, without the metrics of the
             rounds before it.
 
+        With ``num_rounds=0`` on a store that holds models nothing is trained and no run begins: what is due
+        is served on the store's newest global model, and ``initial_arrays`` is not used.
+
         Raises:
             StoreError: If the store's model, strategy or snapshot does not fit.
         """
         own = type(self.strategy).start is not Strategy.start
         loop = Loop(self.strategy.start if own else super().start, args, kwargs)
+        if loop.rounds == 0 and len(self.store.umig):
+            return self._serve_stored(grid)
         arrays = self._begin(loop, initial_arrays)
         run = self._recovery.run
         assert run is not None
@@ -230,9 +234,16 @@ class UnlearningStrategy(Strategy):
                 result = loop.run(grid, arrays)
             renumber(result, run.done)
         final = getattr(result, "arrays", None) or self._recorder.live or arrays
-        if self._serve_due(grid, final, None) and result is not None:  # a loop of one's own may return nothing
+        if (
+            self._serve_due(grid, final, None) and result is not None
+        ):  # a loop of one's own may return nothing
             result.arrays = final
         self.store.runs.finish(run.id)
+        return result
+
+    def _serve_stored(self, grid: Grid) -> Result:
+        result = Result(arrays=self.stored_arrays())
+        self._serve_due(grid, result.arrays, None)
         return result
 
     def _begin(self, loop: Loop, initial: ArrayRecord) -> ArrayRecord:
@@ -282,7 +293,7 @@ class UnlearningStrategy(Strategy):
         # A list: Flower's grids iterate over the messages more than once.
         self._sent = list(self._inner("configure_train")(server_round, arrays, config, grid))
         self._meet(grid, [m.metadata.dst_node_id for m in self._sent])
-        self._tell_forgotten(self._sent)
+        tell_forgotten(self.store, self._sent)
         return self._sent
 
     def aggregate_train(
@@ -310,7 +321,7 @@ class UnlearningStrategy(Strategy):
         """As the inner strategy does; clients are told what was forgotten."""
         server_round += self._done
         messages = list(self._inner("configure_evaluate")(server_round, arrays, config, grid))
-        self._tell_forgotten(messages)
+        tell_forgotten(self.store, messages)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -340,14 +351,3 @@ class UnlearningStrategy(Strategy):
                     len(strangers),
                 )
         deliver_outstanding(exchange, self.store, nodes, self._names)
-
-    def _tell_forgotten(self, messages: list[Message]) -> None:
-        """Tell clients in their messages what to leave out from now on."""
-        operations = self.store.operations.all()
-        if not operations:
-            return
-        requests = [
-            json.dumps({"classes": o.request["classes"], "clients": o.request["clients"]}) for o in operations
-        ]
-        for message in messages:
-            message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})
