@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
@@ -96,16 +95,6 @@ def deliver_outstanding(
             log.exception(
                 "update %s could not be delivered and stays outstanding", operation.client_update[:12]
             )
-
-
-def tell_forgotten(store: RunStore, messages: Iterable[Message]) -> None:
-    """Tell clients in the messages that they get what to leave out from now on."""
-    requests = [
-        json.dumps({"classes": o.request["classes"], "clients": o.request["clients"]})
-        for o in store.operations.all()
-    ]
-    for message in messages if requests else ():
-        message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})
 
 
 def identify(exchange: Exchange, nodes: list[int]) -> dict[int, str | None]:

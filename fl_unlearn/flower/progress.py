@@ -41,7 +41,7 @@ def take_up(
     the document that asks for it, for the audit log.
 
     Raises:
-        RequestError: If the plug-in cannot serve a request of this kind.
+        RequestError: If the plug-in cannot serve a request of this kind, or no request on such models.
         SettingsError: If the settings name a metric that there is not.
     """
     check_kind(request)
@@ -57,6 +57,9 @@ def take_up(
         said = {**request.to_json(), "settings": settings.to_json()}
         said |= {} if document is None else {"document": document}
         store.audit.append("request", {"request": row.id, **said})
+    if why := store.undampenable:
+        fail(store, row, f"refused: {why}")
+        raise RequestError(f"refused: {why}")
     return row
 
 

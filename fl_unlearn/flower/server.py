@@ -18,8 +18,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.flower import records
-from fl_unlearn.flower.broadcast import deliver_outstanding, identify, tell_forgotten
-from fl_unlearn.flower.exchange import Exchange, match, natural, unidentified
+from fl_unlearn.flower.acquaintance import Acquaintance
+from fl_unlearn.flower.broadcast import deliver_outstanding
+from fl_unlearn.flower.exchange import Exchange, match, natural
+from fl_unlearn.flower.forgotten import tell_forgotten
 from fl_unlearn.flower.intake import Intake
 from fl_unlearn.flower.progress import decision_of, take_up
 from fl_unlearn.flower.recorder import Recorder
@@ -67,6 +69,8 @@ class UnlearningStrategy(Strategy):
         StoreError: If the store cannot be opened.
     """
 
+    inner: type = Strategy
+
     def __init__(
         self,
         strategy: Strategy,
@@ -78,10 +82,10 @@ class UnlearningStrategy(Strategy):
         on_request: Callable[[RunStore], None] | None = None,
         policy: Policy | str | Path | None = None,
     ) -> None:
-        if not isinstance(strategy, Strategy):
+        if not isinstance(strategy, self.inner):
             raise UnlearnError(
                 f"UnlearningStrategy wraps a flwr.serverapp.strategy.Strategy, got {type(strategy).__name__}"
-                "; legacy strategies (flwr.server.strategy) are not supported here"
+                "; for a legacy project (flwr.server.strategy) use fl_unlearn.flower.legacy.remember"
             )
         self.strategy, self.settings = strategy, settings or UnlearnSettings()
         find(self.settings.measures)
@@ -91,7 +95,7 @@ class UnlearningStrategy(Strategy):
         self._recovery = Recovery(self.store, strategy)
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self._recorder = Recorder(self.store, self._recovery, key)
-        self._names: dict[int, str | None] = {}
+        self._clients = Acquaintance(self.store)
         self._sent: list[Message] = []
         self._intake = Intake(self.store, policy)
         self._done = 0  # rounds that were done before the server died
@@ -292,7 +296,7 @@ class UnlearningStrategy(Strategy):
         self._serve_due(grid, arrays, server_round - 1)
         # A list: Flower's grids iterate over the messages more than once.
         self._sent = list(self._inner("configure_train")(server_round, arrays, config, grid))
-        self._meet(grid, [m.metadata.dst_node_id for m in self._sent])
+        self._clients.meet(self._quick(grid), [m.metadata.dst_node_id for m in self._sent])
         tell_forgotten(self.store, self._sent)
         return self._sent
 
@@ -303,9 +307,9 @@ class UnlearningStrategy(Strategy):
         server_round += self._done
         replies = list(replies)
         answers = match(self._sent, replies)
-        owners = {node: self._owner(node) for node in answers.ok}
+        owners = {node: self._clients.owner(node) for node in answers.ok}
         if self.deterministic:
-            order = {m.metadata.message_id: self._owner(m.metadata.dst_node_id) for m in self._sent}
+            order = {m.metadata.message_id: self._clients.owner(m.metadata.dst_node_id) for m in self._sent}
             replies.sort(key=lambda m: natural(order.get(m.metadata.reply_to_message_id, "")))
         contents = {
             owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: natural(owners[n]))
@@ -329,25 +333,3 @@ class UnlearningStrategy(Strategy):
         server_round += self._done
         metrics: MetricRecord | None = self._inner("aggregate_evaluate")(server_round, replies)
         return metrics
-
-    # ------------------------------------------------------------------ clients
-    def _owner(self, node: int) -> str:
-        return self._names.get(node) or unidentified(node)
-
-    def _meet(self, grid: Grid, nodes: list[int]) -> None:
-        """Ask nodes met for the first time who they are, and give those that are back what they missed."""
-        exchange = self._quick(grid)
-        new = [n for n in dict.fromkeys(nodes) if n not in self._names]
-        if new:
-            taken = set(self._names.values())
-            for node, name in identify(exchange, new).items():
-                self._names[node] = None if name in taken else name
-                if self._names[node] is not None:
-                    self.store.identify(unidentified(node), str(name))
-            if strangers := [n for n in new if not self._names.get(n)]:
-                log.warning(
-                    "%d nodes did not say which client they are, or gave the name of another; is fl-unlearn "
-                    "attached to the ClientApp? Their updates count as affected by every request",
-                    len(strangers),
-                )
-        deliver_outstanding(exchange, self.store, nodes, self._names)

@@ -15,8 +15,7 @@ from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes, Paramete
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fl_unlearn.flower import attach, forgotten_classes, unlearning_mod
-from fl_unlearn.flower import legacy
+from fl_unlearn.flower import attach, forgotten_classes, legacy, unlearning_mod
 from simulations.local_grid import LocalGrid
 
 Data = tuple[torch.Tensor, torch.Tensor]
@@ -54,18 +53,19 @@ class Problem:
 
     def train(self, model: nn.Module, client: int, exclude: Collection[int], mu: float = 0.0) -> float:
         """Train in place; returns the last loss. ``mu``: FedProx's proximal term."""
-        optimizer = torch.optim.SGD(model.parameters(), lr=self.lr)
-        start = [p.detach().clone() for p in model.parameters()]
+        parameters = list(model.parameters())
+        start = [p.detach().clone() for p in parameters]
         loss = torch.zeros(())
         for _ in range(self.epochs):
             for x, y in self.loader(client, exclude):
-                optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(model(x), y)
                 if mu:
-                    pairs = zip(model.parameters(), start, strict=True)
+                    pairs = zip(parameters, start, strict=True)
                     loss = loss + mu / 2 * sum((p - p0).square().sum() for p, p0 in pairs)
-                loss.backward()
-                optimizer.step()
+                gradients = torch.autograd.grad(loss, parameters)
+                with torch.no_grad():  # by hand: making an optimiser of torch's takes longer than these steps
+                    for p, gradient in zip(parameters, gradients, strict=True):
+                        p -= self.lr * gradient
         return float(loss.detach())
 
     def accuracies(self, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float]:
@@ -156,7 +156,7 @@ class LegacyClient(NumPyClient):
         self.set_parameters(parameters)
         loss = self.problem.train(self.model, self.client, exclude, float(config.get("proximal_mu", 0.0)))
         examples = len(self.problem.loader(self.client, exclude).dataset)  # type: ignore[arg-type]
-        return self.get_parameters({}), examples, {"train_loss": loss}
+        return self.get_parameters({}), examples, {"train_loss": loss, "dpfedavg_norm_bit": True}
 
     def evaluate(self, parameters: Sequence[np.ndarray[Any, Any]], config: Mapping[str, Any]) -> Any:
         """A number that depends on every bit of the first tensor."""

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord, Context, RecordDict
+from flwr.common import ndarrays_to_parameters
+from flwr.server import Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
 from flwr.serverapp.strategy import Strategy
 
 from fl_unlearn.flower import ForgetResult, UnlearningStrategy
+from fl_unlearn.flower.legacy import LegacyStrategy, remember
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, UnlearnSettings
-from simulations.figures.strategy_matrix import federation, today
+from simulations.figures.strategy_matrix import federation, legacy, today
 from simulations.figures.strategy_matrix.federation import Problem
 
 SEED = 3
@@ -81,7 +84,7 @@ def run_today(
     grid = federation.grid(problem, lambda p: federation.decorator_app(p, case.mods, trees=case.trees))
     first = [v.numpy() for v in problem.model().state_dict().values()]
     names = list(problem.model().state_dict())
-    initial = ArrayRecord(dict(zip(names, map(_array, first), strict=True)))
+    initial = ArrayRecord(dict(zip(names, map(Array, first), strict=True)))
     if case.trees:
         initial = ArrayRecord([np.array([], np.uint8)])
     wrapped: Strategy = strategy
@@ -104,10 +107,79 @@ def run_today(
     return trace
 
 
-def _array(value: np.ndarray[Any, Any]) -> Any:
-    from flwr.app import Array
+def run_legacy(
+    case: legacy.Case,
+    problem: Problem,
+    rounds: int,
+    *,
+    folder: Path | None = None,
+    after_round: int | None = None,
+    control: bool = False,
+    settings: UnlearnSettings | None = None,
+) -> Trace:
+    """As `run_today`, with a strategy of ``flwr.server.strategy``, ``server_fn`` and ``client_fn``."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    trace, n = Trace(), len(problem.clients)
+    plain = case.kind == "model"
 
-    return Array(value)
+    def evaluate(round_: int, arrays: Any, config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+        trace.see(problem, round_, arrays)
+        return 1 - (trace.forgotten[round_] + trace.retained[round_]) / 2, {}
+
+    def server_fn(context: Context) -> ServerAppComponents:
+        first = [v.numpy() for v in problem.model().state_dict().values()]
+        strategy = case.make(n, ndarrays_to_parameters(first), evaluate)
+        _in_order(strategy)
+        if not plain:
+            _see_bytes(strategy, trace)
+        on_request = _keep_memory(strategy, "configure_fit") if control else None
+        manager = SimpleClientManager()
+        server = Server(client_manager=manager, strategy=strategy)
+        server.set_max_workers(1)  # models are built from one global random generator
+        made = ServerAppComponents(server=server, config=ServerConfig(num_rounds=rounds))
+        if folder is not None:
+            requests = [] if after_round is None else [(ForgetRequest((problem.forget,)), after_round)]
+            made = remember(made, store=folder, requests=requests, settings=settings, on_request=on_request)
+            assert isinstance(server.strategy, LegacyStrategy)
+            trace.store, trace.results = server.strategy.store, server.strategy.results
+        own = server.fit
+
+        def fit(num_rounds: int, timeout: float | None) -> Any:
+            history, seconds = own(num_rounds, timeout)
+            trace.metrics = repr(vars(history))
+            return history, seconds
+
+        server.fit = fit  # type: ignore[method-assign]
+        return made
+
+    grid = federation.grid(problem, lambda p: federation.legacy_app(p, case.mods, case.kind))
+    context = Context(1, 1, {}, RecordDict(), {})
+    ServerApp(server_fn=server_fn)(grid, context)
+    return trace
+
+
+def _in_order(strategy: Any) -> None:
+    """Hand results over in the order of the clients: Flower's legacy loop keeps them in a set."""
+    for hook in ("aggregate_fit", "aggregate_evaluate"):
+        own = getattr(strategy, hook)
+
+        def ordered(round_: int, results: Any, failures: Any, own: Any = own) -> Any:
+            return own(round_, sorted(results, key=lambda r: r[0].node_id), failures)
+
+        setattr(strategy, hook, ordered)
+
+
+def _see_bytes(strategy: Any, trace: Trace) -> None:
+    """Note models that are no arrays."""
+    own = strategy.aggregate_fit
+
+    def aggregate(round_: int, results: Any, failures: Any) -> Any:
+        parameters, metrics = own(round_, results, failures)
+        trace.see(None, round_, [np.frombuffer(t, np.uint8) for t in parameters.tensors])
+        return parameters, metrics
+
+    strategy.aggregate_fit = aggregate
 
 
 def _keep_memory(strategy: Any, hook: str) -> Callable[[RunStore], None]:
