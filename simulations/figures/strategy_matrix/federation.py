@@ -49,7 +49,8 @@ class Problem:
         x, y = self.clients[client]
         keep = ~torch.isin(y, torch.tensor(sorted(exclude), dtype=torch.int64))
         x, y = x[keep], y[keep]
-        return list(zip(x.split(self.batch_size), y.split(self.batch_size), strict=True))
+        starts = range(0, len(y), self.batch_size)
+        return [(x[i : i + self.batch_size], y[i : i + self.batch_size]) for i in starts]
 
     def examples(self, client: int, exclude: Collection[int] = ()) -> int:
         """How many samples those are."""
@@ -65,11 +66,11 @@ class Problem:
                 loss = nn.functional.cross_entropy(model(x), y)
                 if mu:
                     pairs = zip(parameters, start, strict=True)
-                    loss = loss + mu / 2 * sum((p - p0).square().sum() for p, p0 in pairs)
+                    loss = loss + mu / 2 * torch.stack([(p - p0).square().sum() for p, p0 in pairs]).sum()
                 gradients = torch.autograd.grad(loss, parameters)
                 with torch.no_grad():  # by hand: making an optimiser of torch's takes longer than these steps
                     for p, gradient in zip(parameters, gradients, strict=True):
-                        p -= self.lr * gradient
+                        p.sub_(gradient, alpha=self.lr)
         return float(loss.detach())
 
     def accuracies(self, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float]:
@@ -102,7 +103,7 @@ def decorator_app(problem: Problem, mods: Sequence[Any] = (), *, trees: bool = F
     @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
         client, exclude = partition(context), forgotten_classes(message, context)
-        arrays = message.content["arrays"]
+        arrays = message.content.array_records["arrays"]
         examples = problem.examples(client, exclude)
         if trees:
             grown = ArrayRecord([np.frombuffer(booster(client), np.uint8)])
@@ -110,15 +111,15 @@ def decorator_app(problem: Problem, mods: Sequence[Any] = (), *, trees: bool = F
             return Message(RecordDict({"arrays": grown, "metrics": metrics}), reply_to=message)
         model = problem.model()
         model.load_state_dict(arrays.to_torch_state_dict())
-        mu = float(message.content["config"].get("proximal-mu", 0.0))
+        mu = float(str(message.content.config_records["config"].get("proximal-mu", 0.0)))
         loss = problem.train(model, client, exclude, mu)
         metrics = MetricRecord({"num-examples": examples, "train_loss": loss})
-        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
-        return Message(RecordDict(content), reply_to=message)
+        trained = ArrayRecord(model.state_dict())
+        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        values = message.content["arrays"].to_numpy_ndarrays()
+        values = message.content.array_records["arrays"].to_numpy_ndarrays()
         metrics = MetricRecord({"num-examples": 1, "eval_loss": float(values[0].astype(np.float64).sum())})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 

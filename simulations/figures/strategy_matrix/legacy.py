@@ -12,7 +12,7 @@ from flwr.server import strategy as flower
 from flwr.server.strategy import FedAvg, Strategy
 
 NOT_STRATEGIES = ("Strategy", "FedOpt", "FedXgbNnAvg")
-"""Other names in ``flwr.server.strategy.__all__``: two base classes, and one whose replies no Grid can carry."""
+"""Other names in the module: two base classes, and a strategy whose replies no Grid can carry."""
 
 Evaluate = Callable[[int, Any, dict[str, Any]], tuple[float, dict[str, Any]]]
 
@@ -48,18 +48,18 @@ def _mean_loss(results: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     return {"train_loss": sum(m["train_loss"] for _, m in results) / len(results)}
 
 
-def _plain(kind: type[Strategy], **options: Any) -> Case:
+def _plain(kind: Callable[..., Strategy], **options: Any) -> Case:
     return Case(lambda n, first, evaluate: kind(**_options(n, first, evaluate), **options))
 
 
-def _private(kind: type[Strategy], *mods: Any, **options: Any) -> Case:
+def _private(kind: Callable[..., Strategy], *mods: Any, **options: Any) -> Case:
     def make(n: int, first: Parameters, evaluate: Evaluate) -> Strategy:
-        return kind(FedAvg(**_options(n, first, evaluate)), num_sampled_clients=n, **options)  # type: ignore[call-arg]
+        return kind(FedAvg(**_options(n, first, evaluate)), num_sampled_clients=n, **options)
 
     return Case(make, mods=mods)
 
 
-def _trees(kind: type[Strategy]) -> Case:
+def _trees(kind: Callable[..., Strategy]) -> Case:
     def make(n: int, first: Parameters, evaluate: Evaluate) -> Strategy:
         options = _options(n, Parameters([], ""), evaluate)
         del options["evaluate_fn"], options["fit_metrics_aggregation_fn"]
