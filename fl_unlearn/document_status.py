@@ -100,8 +100,8 @@ def find(store: RunStore, name: str) -> DocumentStatus:
     ]
     if len({s.id or s.ticket for s in found}) != 1:
         raise RequestError(
-            f"{len(found) or 'no'} documents in {store.folder} are called {name!r}; give an id or a "
-            f"ticket (`fl-unlearn request list` shows them), or at least its first {SHORTEST_PREFIX} characters"
+            f"{len(found) or 'no'} documents in {store.folder} are called {name!r}; give an id or a ticket "
+            f"as `fl-unlearn request list` shows them, or at least {SHORTEST_PREFIX} characters of one"
         )
     kept = [s for s in found if s.target is not None]
     return kept[0] if kept else found[-1]
