@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
+from fl_unlearn import document_log
 from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.document_log import ACCEPTED, COMMITTED, DECLINED, EXPIRED, FAILED, DocumentRow, time_text
 from fl_unlearn.inbox import received
@@ -18,6 +19,7 @@ from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import DocumentError, RequestError, StoreError
 
 WAITING, SERVING = "waiting", "serving"
+STATES = (WAITING, SERVING, *document_log.STATES)
 SHORTEST_PREFIX = 6
 
 
