@@ -19,6 +19,7 @@ from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import DocumentError, RequestError, StoreError
 
 WAITING, SERVING = "waiting", "serving"
+REFUSALS = (document_log.REFUSED, EXPIRED)
 STATES = (WAITING, SERVING, *document_log.STATES)
 SHORTEST_PREFIX = 6
 

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from fl_unlearn.desk import Desk
 from fl_unlearn.document_checks import MAX_BYTES
-from fl_unlearn.document_status import STATES, DocumentStatus, find, statuses
+from fl_unlearn.document_status import REFUSALS, STATES, DocumentStatus, find, statuses
 from fl_unlearn.inbox import InboxFullError
 from fl_unlearn.request_document import json_schema
 from fl_unlearn.run_store import RunStore
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "FL_UNLEARN_TOKEN"
 SHORTEST_TOKEN = 32
-_REFUSED = ("refused", "expired", "cancelled")
 _STATUS = {"malformed": 400, "replayed": 409, "expired": 422, "from-the-future": 422}
 """HTTP status by the code of a refusal; 403 for all others."""
 
@@ -169,7 +168,7 @@ def _add_routes(app: FastAPI, desk: Desk) -> None:
     async def add(request: Request, response: Response) -> DocumentStatus:
         """Hand in a signed document. 201: it is accepted; 202: a run holds the store and will decide."""
         status = await run_in_threadpool(hand_in, await _body(request))
-        if status.state in _REFUSED:
+        if status.state in REFUSALS:
             code = status.code or status.state
             detail = {"code": code, "message": status.message}
             raise HTTPException(_STATUS.get(code, 403), detail)
