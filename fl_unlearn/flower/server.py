@@ -54,9 +54,8 @@ class UnlearningStrategy(Strategy):
             so that floating-point sums, and with them the whole run, repeat exactly.
         on_request: Called with the store right before a queued request is served: the place to measure
             the stored models as they were.
-        policy: Who may ask for what by document (`policy.Policy`), or the file that says so. Documents that
-            wait in the store are taken in and served between rounds and at the end. None: whoever can write
-            to the store's folder may ask.
+        policy: Who may ask for what by document (`policy.Policy`), or the file that says so; documents that
+            wait in the store are served between rounds. None: whoever can write to its folder may ask.
 
     Attributes:
         store: The run's store.
@@ -224,7 +223,9 @@ class UnlearningStrategy(Strategy):
         own = type(self.strategy).start is not Strategy.start
         loop = Loop(self.strategy.start if own else super().start, args, kwargs)
         if loop.rounds == 0 and len(self.store.umig):
-            return self._serve_stored(grid)
+            result = Result(arrays=self.stored_arrays())
+            self._serve_due(grid, result.arrays, None)
+            return result
         arrays = self._begin(loop, initial_arrays)
         run = self._recovery.run
         assert run is not None
@@ -241,11 +242,6 @@ class UnlearningStrategy(Strategy):
         self.store.runs.finish(run.id)
         return result
 
-    def _serve_stored(self, grid: Grid) -> Result:
-        result = Result(arrays=self.stored_arrays())
-        self._serve_due(grid, result.arrays, None)
-        return result
-
     def _begin(self, loop: Loop, initial: ArrayRecord) -> ArrayRecord:
         """Begin a run, or take up the one that was interrupted; returns the model to start from."""
         run = self.store.runs.interrupted(loop.rounds)
@@ -256,7 +252,7 @@ class UnlearningStrategy(Strategy):
         arrays, node = self._recovery.resume(run, initial)
         self._recorder.resume_run(run, arrays, node)
         loop.go_on(run.done)
-        for row in self._intake.queue.settle(run):
+        for row in self._intake.recalled(run):
             self._recall(row)
         return arrays
 
