@@ -84,7 +84,8 @@ class UnlearningStrategy(Strategy):
             )
         self.strategy, self.settings = strategy, settings or UnlearnSettings()
         find(self.settings.measures)
-        self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep)
+        # A command that takes in documents may hold the store for a moment.
+        self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep, wait=5.0)
         self.deterministic, self.on_request = deterministic, on_request
         self.results: list[ForgetResult] = []
         self._recovery = Recovery(self.store, strategy)
@@ -209,13 +210,12 @@ class UnlearningStrategy(Strategy):
         was interrupted, it goes on: from its last recorded round, with what the inner strategy remembered
         and without the model given here. Requests that were submitted and served then are not served again,
         their results are in ``results``; one that was interrupted goes on after its last completed phase.
+        With ``num_rounds=0`` on a store that holds models nothing is trained and no run begins: what is due
+        is served on the store's newest global model, and ``initial_arrays`` is not used.
 
         Returns:
             What the inner strategy's ``start`` returns; after an interruption, without the metrics of the
             rounds before it.
-
-        With ``num_rounds=0`` on a store that holds models nothing is trained and no run begins: what is due
-        is served on the store's newest global model, and ``initial_arrays`` is not used.
 
         Raises:
             StoreError: If the store's model, strategy or snapshot does not fit.
@@ -235,9 +235,8 @@ class UnlearningStrategy(Strategy):
                 result = loop.run(grid, arrays)
             renumber(result, run.done)
         final = getattr(result, "arrays", None) or self._recorder.live or arrays
-        if (
-            self._serve_due(grid, final, None) and result is not None
-        ):  # a loop of one's own may return nothing
+        served = self._serve_due(grid, final, None)
+        if served and result is not None:  # a loop of one's own may return nothing
             result.arrays = final
         self.store.runs.finish(run.id)
         return result
