@@ -16,6 +16,7 @@ from fl_unlearn.policy import Policy, Requester
 from fl_unlearn.types import REFUSAL_CODES
 from simulations.fuzz.__main__ import fuzz, main
 from simulations.fuzz.documents import Documents
+from simulations.fuzz.guided import BytesRandom
 
 DOCUMENTS = Documents()
 
@@ -38,6 +39,18 @@ def test_the_same_seed_gives_the_same_inputs() -> None:
     one, two, other = ([DOCUMENTS.draw(Random(f"{seed}/{i}")).data for i in range(20)] for seed in (3, 3, 4))
     assert one == two
     assert one != other
+
+
+def test_chance_can_be_read_from_bytes() -> None:
+    """As atheris chooses them: the same bytes give the same input, and they decide what it is."""
+    for data in (b"", b"\0" * 4000, b"\xff" * 4000, *(Random(i).randbytes(300) for i in range(40))):
+        one, two = (DOCUMENTS.draw(BytesRandom(data)) for _ in range(2))
+        assert (one.mutation, one.data) == (two.mutation, two.data)
+        verdict = DOCUMENTS.judge(one)
+        assert verdict.outcome == verdict.expected
+    source = BytesRandom(b"\x01\x02\x03")
+    assert (source.getrandbits(16), source.getrandbits(5)) == (0x0201, 0)
+    assert all(0 <= source.random() < 1 for _ in range(20))
 
 
 def test_what_does_not_check_signatures_is_found_out(monkeypatch, tmp_path, capsys) -> None:
