@@ -208,6 +208,8 @@ def test_a_missing_version_is_refused(value: Any) -> None:
             "measured",
             "not_measured",
             "measures",
+            "document",
+            "refusals",
         }
     ),
 )
