@@ -138,8 +138,8 @@ class LegacyStrategy(Strategy):
     def __init__(self, strategy: Strategy, *, store: RunStore | str | Path, **options: Any) -> None:
         if not isinstance(strategy, Strategy):
             raise UnlearnError(
-                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; one of "
-                "flwr.serverapp.strategy goes into UnlearningStrategy"
+                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; "
+                "one of flwr.serverapp.strategy goes into UnlearningStrategy"
             )
         self.strategy = strategy
         self._core = _Core(cast(Any, strategy), store=store, **options)
