@@ -41,7 +41,7 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
-        pass
+        """There is one run only."""
 
     @property
     def run(self) -> Any:
@@ -49,12 +49,15 @@ class LocalGrid(Grid):
         return SimpleNamespace(run_id=1)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Deprecated in Flower, and not to be used here either."""
         raise RuntimeError("build a Message instead")
 
     def get_node_ids(self) -> Iterable[int]:
+        """Nodes that are connected."""
         return [n for n in self.apps if n not in self.away]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Have each message answered at once."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -76,9 +79,11 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The answers, each once."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
+        """Push, and pull."""
         return self.pull_messages(self.push_messages(messages))

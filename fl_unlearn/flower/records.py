@@ -38,7 +38,7 @@ HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Key in a training message's ConfigRecord that tells what was forgotten; the record's name if it has none."""
+"""Key in a training message's ConfigRecord, and that record's name where it has none: what was forgotten."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12
