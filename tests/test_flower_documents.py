@@ -18,7 +18,7 @@ from fl_unlearn.audit_keys import PublicKey, SigningKey
 from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.document_log import DocumentLog
 from fl_unlearn.document_status import statuses
-from fl_unlearn.flower import UnlearningStrategy, records
+from fl_unlearn.flower import UnlearningStrategy, forgotten
 from fl_unlearn.flower.reporting import build_report
 from fl_unlearn.inbox import Inbox
 from fl_unlearn.intake import take_in
@@ -87,7 +87,7 @@ def test_clients_are_told_what_a_document_had_forgotten(tmp_path: Path, office: 
 
     def tamper(message: Message, reply: Message) -> Message:
         if message.metadata.message_type == "train":
-            told.append(records.FORGOTTEN in message.content)
+            told.append(bool(forgotten.read(message.content)))
             if len(told) == fed.CLIENTS:
                 Inbox(tmp_path).add(office.document(THREE).to_bytes())
         return reply

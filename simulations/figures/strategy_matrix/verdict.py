@@ -23,9 +23,6 @@ APIS: dict[str, tuple[dict[str, Any], Callable[..., Trace]]] = {
 }
 """Module of the strategies to its cases, and what runs them."""
 
-KEPT = ("FedAvgM", "FedAdagrad", "FedAdam", "FedYogi")
-"""Strategies that remember values or steps of the model from one round for the next."""
-
 
 @dataclass(frozen=True)
 class Row:
