@@ -245,6 +245,7 @@ class UnlearnSettings:
     min_answers: float = 0.5
     force: bool = False
     executor: Executor = "threads"
+    privacy: Privacy = Privacy()
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)

@@ -23,8 +23,16 @@ from torch import nn
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import own_fisher, own_measures, own_scores, own_statistics, records
+from fl_unlearn.flower import (
+    own_fisher,
+    own_measures,
+    own_privacy,
+    own_scores,
+    own_statistics,
+    records,
+)
 from fl_unlearn.flower.local import Local
+from fl_unlearn.privacy import Privacy
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
     MeasureError,
@@ -47,6 +55,7 @@ _QUESTIONS: dict[str, Callable[[Local, ConfigRecord, RecordDict], RecordDict]] =
     records.FISHER: own_fisher.answer,
     records.SCORE: own_scores.answer,
     records.STATISTICS: own_statistics.answer,
+    records.KEYS: own_privacy.keys,
 }
 
 
@@ -69,6 +78,7 @@ class Responder:
         copies: Called with the Context; paths of safetensors files with models that the client keeps.
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; the ledger that this client keeps of its training data, if any.
+        privacy: What this client insists on, whatever the server asks for.
     """
 
     def __init__(
@@ -79,9 +89,10 @@ class Responder:
         copies: CopiesFn | None = None,
         device: str | None = None,
         ledger: LedgerFn | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         self.model, self.data, self.client_name, self.copies = model, data, client_name, copies
-        self.ledger = ledger
+        self.ledger, self.privacy = ledger, privacy or Privacy()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         required = [p for p in inspect.signature(model).parameters.values() if p.default is p.empty]
         self._takes_context = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required)
@@ -159,6 +170,7 @@ class Responder:
 
     def measure(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Measure the models in the message on local data, by the metrics that it names."""
+        own_privacy.uncovered(self._local(client, context), "measures")
         names = [str(name) for name in records.list_of(record, "models")]
         models = {
             n: self._load(records.read_model(content, f"{records.MODEL}.{n}"), context)[0] for n in names
@@ -172,7 +184,9 @@ class Responder:
     def _local(self, client: str, context: Context) -> Local:
         ledger = self.ledger or _no_ledger
         load, data = partial(self._load, context=context), partial(self.data, context)
-        return Local(client, load, data, self.device, partial(ledger, context))
+        return Local(
+            client, load, data, self.device, partial(ledger, context), context.state, self.privacy
+        )
 
     def _build(self, context: Context) -> nn.Module:
         return self.model(context) if self._takes_context else self.model()
@@ -203,6 +217,7 @@ def attach(
     copies: CopiesFn | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
+    privacy: Privacy | None = None,
 ) -> ClientApp:
     """Make an app built with decorators able to forget.
 
@@ -219,11 +234,12 @@ def attach(
         ledger: Called with the Context; a `FisherLedger` in a folder of this client's own for sums over its
             training data, or None. Questions it holds for are answered from there, and ``data`` is not
             called; what is computed for others goes there. An update that is applied empties it.
+        privacy: What this client insists on: it refuses questions that protect its data less.
 
     Returns:
         The same app.
     """
-    responder = Responder(model, data, client_name, copies, device, ledger)
+    responder = Responder(model, data, client_name, copies, device, ledger, privacy)
     for action in records.ACTIONS:
         app.query(action)(responder.handle)
     return app
@@ -237,12 +253,13 @@ def unlearning_mod(
     copies: CopiesFn | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
+    privacy: Privacy | None = None,
 ) -> Mod:
     """A mod that makes an app built with ``client_fn`` able to forget: ``ClientApp(fn, mods=[...])``.
 
     Takes what `attach` takes, and answers the plug-in's queries; every other message is passed on.
     """
-    responder = Responder(model, data, client_name, copies, device, ledger)
+    responder = Responder(model, data, client_name, copies, device, ledger, privacy)
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         if message.metadata.message_type.partition(".")[2] in records.ACTIONS:

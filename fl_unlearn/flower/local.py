@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, RecordDict
 from torch import nn
 
 from fl_unlearn.fisher import find_head
 from fl_unlearn.fisher.ledger import FisherLedger
+from fl_unlearn.privacy import Privacy
 from fl_unlearn.types import FisherError, RequestError
 
 
@@ -25,6 +26,8 @@ class Local:
         data: Gives this client's training loader, or (training, held-out).
         device: Where to compute.
         ledger: Gives the ledger that it keeps of its training data, if any.
+        state: What it remembers between questions of a run.
+        privacy: What it insists on.
     """
 
     client: str
@@ -32,6 +35,8 @@ class Local:
     data: Callable[[], Any]
     device: torch.device
     ledger: Callable[[], FisherLedger | None]
+    state: RecordDict
+    privacy: Privacy
 
 
 def check_classes(model: nn.Module, classes: list[int], head: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from itertools import chain
 
@@ -10,7 +11,8 @@ from flwr.app import ConfigRecord, RecordDict
 from fl_unlearn.batches import sample
 from fl_unlearn.flower import records
 from fl_unlearn.flower.local import Local
-from fl_unlearn.flower.own_data import split
+from fl_unlearn.flower.own_data import groups, split
+from fl_unlearn.flower.own_privacy import agreed, counts_of, noisy, pool, write_sum
 from fl_unlearn.verify import score_candidates
 
 
@@ -26,6 +28,7 @@ def answer(local: Local, record: ConfigRecord, content: RecordDict) -> RecordDic
         records.ints(record, "classes"),
         records.ints(record, "samples")[0],
     )
+    privacy = agreed(local, record)
     seconds, rows = 0.0, []
     for i in range(records.ints(record, "models")[0]):
         model, names = local.load(records.read_model(content, f"{records.MODEL}.{i}"))
@@ -35,4 +38,14 @@ def answer(local: Local, record: ConfigRecord, content: RecordDict) -> RecordDic
         started = time.perf_counter()
         rows.append(score_candidates(model, batches, candidates, device=local.device, head=head))
         seconds += time.perf_counter() - started
-    return records.write_scores(local.client, rows, seconds)
+    if not privacy.two_groups:
+        return records.write_scores(local.client, rows, seconds)
+    forget, ignored = groups(local.client, record)
+    first = records.ints(record, "classes")[0]
+    pooled = pool(rows, forget, first, ignored)
+    if not privacy.score_noise and not privacy.masked:
+        return records.write_scores(local.client, pooled, seconds)
+    values = counts_of(pooled, first)
+    if privacy.score_noise:  # one sample changes a total and one count of each model and candidate by one
+        values = noisy(values, privacy.score_noise * math.sqrt(len(values) / 2))
+    return write_sum(local, content, values, privacy, seconds=seconds)

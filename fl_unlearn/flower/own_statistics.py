@@ -13,11 +13,13 @@ from fl_unlearn.erase_layers import Hidden, Statistics, find_layers
 from fl_unlearn.flower import records, statistics
 from fl_unlearn.flower.local import Local, check_classes
 from fl_unlearn.flower.own_data import groups, split
+from fl_unlearn.flower.own_privacy import uncovered
 from fl_unlearn.layer_stats import layer_sums
 
 
 def answer(local: Local, record: ConfigRecord, content: RecordDict) -> RecordDict:
     """Sums of one hidden layer's outputs in each model of the message, over local training data."""
+    uncovered(local, "statistics of hidden layers")
     (classes, ignored), head = groups(local.client, record), str(record["head"]) or None
     layers: list[Hidden] = []
     seconds, sums = 0.0, []

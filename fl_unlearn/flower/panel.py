@@ -79,19 +79,23 @@ class Panel:
         """Labels of all nodes asked."""
         return [self.label(n) for n in self.nodes]
 
-    def collect(self, action: str, content: RecordDict, take: Take) -> tuple[dict[int, str], list[int]]:
-        """Ask all clients one thing; each answer is taken in as it arrives, and not held.
+    def collect(
+        self, action: str, content: RecordDict, take: Take, nodes: Sequence[int] | None = None
+    ) -> tuple[dict[int, str], list[int]]:
+        """Ask clients one thing; each answer is taken in as it arrives, and not held.
 
         Args:
             action: One of `records.ACTIONS`.
             content: The question.
             take: Called with the client's name and its answer.
+            nodes: Whom to ask; None: all.
 
         Returns:
             Node to the reason why its answer was not used, and the nodes that did not answer.
         """
-        good, failed, silent = set[str](), dict[int, str](), set(self.nodes)
-        for node, reply in self.exchange.each(action, dict.fromkeys(self.nodes, content)):
+        asked = self.nodes if nodes is None else nodes
+        good, failed, silent = set[str](), dict[int, str](), set(asked)
+        for node, reply in self.exchange.each(action, dict.fromkeys(asked, content)):
             silent.discard(node)
             try:
                 if isinstance(reply, str):
