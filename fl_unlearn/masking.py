@@ -1,11 +1,11 @@
 """Sums that nobody sees the terms of: each client adds masks, one for every other, that cancel in the sum.
 
-The idea of Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning") without
-secret sharing: every two clients agree on a key (X25519), expand it (ChaCha20) and one adds what the other
-subtracts, modulo 2^64. When a client drops out, its masks do not cancel, nothing can be read, and the others
-must be asked again, which is cheap here: one answer each, and no training. Protects against a server that is
-curious and follows the protocol, and against clients that do not join with it; a server that makes clients up,
-or tells each of other ones, learns what it likes.
+The idea of Bonawitz et al. 2017 ("Practical Secure Aggregation for Privacy-Preserving Machine Learning")
+without secret sharing: every two clients agree on a key (X25519), expand it (ChaCha20), and one adds what the
+other subtracts, modulo 2^64. When a client drops out, its masks do not cancel, nothing can be read, and the
+others must be asked again, which is cheap here: one answer each, and no training. Protects against a server
+that is curious and follows the protocol, and against clients that do not join with it; a server that makes
+clients up, or tells each of other ones, learns what it likes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""How much of a client's data its answers tell: clipping, Gaussian noise, sums under masks; and what it costs.
+"""How much of a client's data its answers tell: clipping, Gaussian noise, masked sums; and what it costs.
 
 Noise is added by the client, to sums over its own samples, each clipped before: adding or removing one of its
 samples changes the sums by at most the clipping norm (in L2), so that they are differentially private in the
-sense of Dwork et al. 2006 with the Gaussian mechanism, sample by sample. Epsilon is Google's ``dp-accounting``'s
-(which Flower uses too). Counts are noisy like the sums. What has no noise is not covered by any epsilon.
+sense of Dwork et al. 2006 with the Gaussian mechanism, sample by sample. Epsilon comes from Google's
+``dp-accounting``, which Flower uses too. Counts are noisy as sums are. What has no noise is not covered by
+any epsilon, nor does it hold against whoever can predict the system's randomness or its floating-point
+arithmetic.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from fl_unlearn.types import SettingsError
+from fl_unlearn.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Privacy:
     Attributes:
         noise: Noise multiplier of the Fisher answer: the standard deviation of the noise is this times
             ``clip`` on each value, and this on each count of samples. 0: no noise, nothing is clipped.
-        clip: Largest L2 norm of one sample's squared gradient over all parameters in scope, > 0. What a sample
-            exceeds is scaled away. Values far below the usual norm cost nothing but the differences of norm.
+        clip: Largest L2 norm of one sample's squared gradient over all parameters in scope, > 0; larger ones
+            are scaled down to it. A value far below the usual norm costs only the differences of norm.
         score_noise: Noise multiplier of each scoring answer, calibration and verification; 0: exact counts.
         pooled: Whether clients score what is to be forgotten and the rest as two groups, and not by class. Is
             so with ``score_noise`` or ``masked`` in any case.
@@ -75,7 +78,37 @@ class Privacy:
         return None
 
 
-def epsilon(multipliers: Sequence[float], delta: float) -> float | None:
+def cost(released: Sequence[float], earlier: Sequence[float], privacy: Privacy) -> dict[str, Any]:
+    """What a request cost each client's samples, as the result and the report tell it.
+
+    Args:
+        released: Noise multipliers of this request's noisy answers.
+        earlier: Those of earlier requests on the same data.
+        privacy: How the request was served.
+
+    Returns:
+        ``multipliers``, ``delta``, ``epsilon`` of the noisy answers (None: there are none, and no bound),
+        ``epsilon_so_far`` with those before,
+        and in ``not_covered`` what they are not about.
+    """
+    scores = not privacy.score_noise
+    open_ = [
+        *([] if privacy.noise else ["the Fisher answers"]),
+        *(["the scores in calibration and verification"] if scores else []),
+        "that a client answered, and what it trained",
+    ]
+    return {
+        "multipliers": list(released),
+        "delta": privacy.delta,
+        "epsilon": epsilon(tuple(released), privacy.delta) if released else None,
+        "epsilon_so_far": epsilon((*earlier, *released), privacy.delta) if released or earlier else None,
+        "masked": privacy.masked,
+        "not_covered": open_,
+    }
+
+
+@lru_cache(maxsize=64)
+def epsilon(multipliers: tuple[float, ...], delta: float) -> float | None:
     """What Gaussian mechanisms cost together, each over the whole of a client's data.
 
     Args:

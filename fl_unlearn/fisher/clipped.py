@@ -1,14 +1,15 @@
-"""Sums of squared gradients of which one sample can change only so much, as differential privacy needs them."""
+"""Sums of squared gradients that one sample can change only so much, as differential privacy needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fl_unlearn.batches import buffers_kept, check_logits, logits_of, take_rows, to_device, unpack
+from fl_unlearn.batches import answer_of, buffers_kept, check_logits, take_rows, to_device, unpack
 from fl_unlearn.types import REST, FisherError
 
 from .scope import check_model, find_parameters
@@ -54,20 +55,19 @@ def clipped_fisher(
     named = dict(model.named_parameters(remove_duplicate=False))
     parameters = {n: named[n] for n in names}
     keep = sorted(set(keep_classes))
-    sums = {
-        g: {n: torch.zeros(p.shape, dtype=torch.float64) for n, p in parameters.items()} for g in (*keep, REST)
-    }
+    zeros = {n: torch.zeros(p.shape, dtype=torch.float64) for n, p in parameters.items()}
+    sums = {g: {n: t.clone() for n, t in zeros.items()} for g in (*keep, REST)}
     counts = dict.fromkeys(sums, 0)
     with buffers_kept(model), torch.enable_grad():
         for i, batch in enumerate(loader):
             x, y = unpack(batch)
             x, y = to_device(x, device), y.to(device)
             for row in range(len(y)):
-                z = logits_of(model, take_rows(x, slice(row, row + 1)))
+                z = answer_of(model, take_rows(x, slice(row, row + 1)))
                 check_logits(z, y[row : row + 1], num_classes, f"batch {i}")
                 squares = _squares(z[0], int(y[row]), kind, parameters)
-                norm = torch.sqrt(sum((s**2).sum() for s in squares.values()) + torch.zeros(()).double())
-                scale = min(1.0, clip / float(norm)) if norm > 0 else 1.0
+                norm = math.sqrt(sum(float((s**2).sum()) for s in squares.values()))
+                scale = min(1.0, clip / norm) if norm > 0 else 1.0
                 group = int(y[row]) if int(y[row]) in counts else REST
                 counts[group] += 1
                 for n, s in squares.items():
@@ -75,7 +75,7 @@ def clipped_fisher(
     return FisherSums(kind, scope, num_classes, sums, counts)
 
 
-def _squares(z: Tensor, label: int, kind: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+def _squares(z: Tensor, label: int, kind: str, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One sample's squared gradient of its log-likelihood, for "normalized" by the squared error of p."""
     distinct = {id(p): p for p in parameters.values()}
     log_p = nn.functional.log_softmax(z.double(), 0)

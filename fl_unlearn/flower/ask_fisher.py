@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 
 import torch
 from flwr.app import RecordDict
 
 from fl_unlearn.flower import records
+from fl_unlearn.flower.ask_sum import Said, ask_sum
+from fl_unlearn.flower.own_privacy import to_text
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.gather import FisherGather
-from fl_unlearn.types import REST, signature_of
+from fl_unlearn.pooled import PooledFisher, length
+from fl_unlearn.types import REST, AnswerError, Signature, signature_of
 
 log = logging.getLogger(__name__)
 
 
-def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = False) -> FisherGather:
+def ask_fisher(
+    panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = False
+) -> FisherGather | PooledFisher:
     """The clients' Fisher sums of one model, merged: the requested classes apart, the rest pooled.
 
     Args:
@@ -36,10 +43,13 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
         ignored=list(panel.ignored),
         clients=list(request.clients),
         passing=passing,
+        privacy=to_text(s.privacy),
     )
     if s.reference_share is not None:
         asked["reference-share"] = s.reference_share
     content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
+    if s.privacy.sums_only:
+        return _ask_sum(panel, content, signature_of(state))
     model, gathered, kept = signature_of(state), FisherGather(s.merge_rule), 0
 
     def take(client: str, reply: RecordDict) -> None:
@@ -57,3 +67,33 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
     if kept:
         log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
     return gathered
+
+
+def _ask_sum(panel: Panel, content: RecordDict, model: Signature) -> PooledFisher:
+    """The clients' sums, added: noisy, or under masks, they mean something together only."""
+    s, groups = panel.settings, [*panel.request.classes, REST]
+
+    def read(reply: RecordDict) -> tuple[int, Said]:
+        record = records.read_head(reply)
+        names, classes = records.list_of(record, "names"), record.get("num-classes")
+        if not names or names != sorted({n for n in names if isinstance(n, str) and n in model}):
+            raise AnswerError(f"the Fisher must name some of the model's tensors, in order, got {names[:4]}")
+        if not isinstance(classes, int) or not 0 < classes <= records.MAX_CLASSES:
+            raise AnswerError(f"the number of classes is {classes!r}")
+        said = {"names": json.dumps(names), "classes": str(classes)}
+        return length(groups, {n: model[n].shape for n in names}), said
+
+    summed = ask_sum(panel, "Fisher", records.FISHER, content, read)
+    panel.answered = summed.clients
+    if s.privacy.noise:
+        panel.released += [s.privacy.noise] * 2  # the sums, and the counts
+    deviation = s.privacy.noise * math.sqrt(len(summed.clients))
+    return PooledFisher(
+        summed.total,
+        groups,
+        {n: model[n].shape for n in json.loads(summed.said["names"])},
+        int(summed.said["classes"]),
+        s.merge_rule,
+        deviation=s.privacy.clip * deviation,
+        count_deviation=deviation,
+    )

@@ -11,8 +11,10 @@ from flwr.app import RecordDict
 from fl_unlearn.calibration import Tally, sum_scores
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
+from fl_unlearn.flower.ask_sum import Said, ask_sum
+from fl_unlearn.flower.own_privacy import to_text
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.types import ClassScores
+from fl_unlearn.types import REST, ClassScores
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ def ask_scores(
         classes=list(panel.request.classes),
         samples=[panel.settings.calibration_samples],
         head=panel.settings.head or "",
+        privacy=to_text(panel.settings.privacy),
+        clients=list(panel.request.clients),
+        ignored=list(panel.ignored),
     )
     content = RecordDict({records.HEAD: head, **(records.write_update(base) if base else {})})
     for i, state in enumerate(states):
         content[f"{records.MODEL}.{i}"] = records.to_arrays(state)
+    if panel.settings.privacy.score_noise or panel.settings.privacy.masked:
+        return _ask_sum(panel, content, len(states), 1 + len(grid))
     good: dict[str, list[list[ClassScores]]] = {}
 
     def take(client: str, reply: RecordDict) -> None:
@@ -63,3 +70,28 @@ def ask_scores(
     panel.gather("scoring", records.SCORE, content, take)
     ordered = {client: good[client] for client in sorted(good)}
     return Scored(sum_scores(ordered, panel.request, panel.ignored), len(good))
+
+
+def _ask_sum(panel: Panel, content: RecordDict, models: int, candidates: int) -> Scored:
+    """The clients' scores of two groups, added: noisy, or under masks, no single client's are looked at."""
+    size, privacy = 2 + 2 * models * candidates, panel.settings.privacy
+
+    def read(reply: RecordDict) -> tuple[int, Said]:
+        records.read_head(reply)
+        return size, {}
+
+    summed = ask_sum(panel, "scoring", records.SCORE, content, read)
+    if privacy.score_noise:
+        panel.released.append(privacy.score_noise)
+    values = summed.total.round().astype(int).reshape(-1, 2)
+    total = [max(0, int(n)) for n in values[0]]
+    tallies = []
+    for counts in values[1:]:
+        right = [min(max(0, int(n)), most) for n, most in zip(counts, total, strict=True)]
+        forget, retain = (
+            ClassScores({label: r}, {label: n}, {label: 0.0})
+            for label, r, n in zip((panel.request.classes[0], REST), right, total, strict=True)
+        )
+        tallies.append(Tally(forget, retain))
+    rows = [tallies[i * candidates : (i + 1) * candidates] for i in range(models)]
+    return Scored(rows, len(summed.clients))

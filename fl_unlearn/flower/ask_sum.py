@@ -81,7 +81,9 @@ def _masked(
         asked = RecordDict({**content, MASK: ConfigRecord({**publics})})
         summed, totals = Summed(np.zeros(0)), list[Masked]()
 
-        def take(client: str, reply: RecordDict, summed: Summed = summed, totals: list[Masked] = totals) -> None:
+        def take(
+            client: str, reply: RecordDict, summed: Summed = summed, totals: list[Masked] = totals
+        ) -> None:
             values = _values(reply, read, summed, np.int64).view(np.uint64)
             totals[:] = [totals[0] + values if totals else values]
             summed.clients.append(client)
@@ -94,8 +96,8 @@ def _masked(
         panel.enough(phase, len(summed.clients))
         everyone = [n for n in nodes if n not in failed and n not in silent]
         log.warning(
-            "%d clients dropped out of a masked sum, whose masks do not cancel: asking the others anew (%d of "
-            "%d attempts)",
+            "%d clients dropped out of a masked sum, so its masks do not cancel: asking the others anew "
+            "(attempt %d of %d)",
             len(failed) + len(silent),
             attempt + 1,
             _ATTEMPTS,

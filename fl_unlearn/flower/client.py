@@ -184,9 +184,7 @@ class Responder:
     def _local(self, client: str, context: Context) -> Local:
         ledger = self.ledger or _no_ledger
         load, data = partial(self._load, context=context), partial(self.data, context)
-        return Local(
-            client, load, data, self.device, partial(ledger, context), context.state, self.privacy
-        )
+        return Local(client, load, data, self.device, partial(ledger, context), context.state, self.privacy)
 
     def _build(self, context: Context) -> nn.Module:
         return self.model(context) if self._takes_context else self.model()

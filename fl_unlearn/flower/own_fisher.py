@@ -50,14 +50,14 @@ def _sums(
     if privacy.noise:
         known = fisher_diagonal(model, [], keep_classes=classes, **asked).num_classes
         apart, loader = [*classes, *ignored], split(local.data())[0]
-        clipped = {"clip": privacy.clip, "keep_classes": apart, "num_classes": known}
-        return clipped_fisher(model, loader, **clipped, **asked).without(ignored), False
+        sums = clipped_fisher(
+            model, loader, clip=privacy.clip, keep_classes=apart, num_classes=known, **asked
+        )
+        return sums.without(ignored), False
     asked["reference_share"] = record.get("reference-share")
     if ledger := local.ledger():
         asked["keep"] = record.get("passing") is not True
-        return ledger.answer(
-            model, lambda: split(local.data())[0], classes=classes, ignored=ignored, **asked
-        )
+        return ledger.answer(model, lambda: split(local.data())[0], classes=classes, ignored=ignored, **asked)
     sums = fisher_diagonal(model, split(local.data())[0], keep_classes=[*classes, *ignored], **asked)
     return sums.without(ignored), False
 
@@ -70,7 +70,7 @@ def _summand(
     privacy: Privacy,
     seconds: float,
 ) -> RecordDict:
-    """One term of the sum over clients; a client that is not named adds nothing to what is to be forgotten."""
+    """One term of the sum over clients; one that is not named adds nothing to what is to be forgotten."""
     wanted, names = [*records.ints(record, "classes"), REST], sorted(sums.names)
     zeros = {n: t * 0 for n, t in sums.sums[REST].items()}
     for label in wanted:

@@ -39,7 +39,7 @@ def agreed(local: Local, record: ConfigRecord) -> Privacy:
     except (ValueError, TypeError, SettingsError) as e:
         raise AnswerError(f"the question's privacy cannot be read: {e}") from e
     if why := asked.weaker(local.privacy):
-        raise RequestError(f"client {local.client} answers only with more privacy: the question asks for {why}")
+        raise RequestError(f"client {local.client} insists on more privacy; the question asks for {why}")
     return asked
 
 
@@ -84,7 +84,7 @@ def pool(
 
 
 def counts_of(rows: Sequence[Sequence[ClassScores]], forget: int) -> NDArray[np.float64]:
-    """Pooled scores as one vector: the totals of both groups, then for each model and candidate both correct."""
+    """Pooled scores as one vector: both groups' totals, then what each candidate gets right of each."""
     first = rows[0][0]
     values = [first.total.get(forget, 0), first.total.get(REST, 0)]
     for row in rows:

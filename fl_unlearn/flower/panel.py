@@ -38,6 +38,8 @@ class Panel:
         names: Node id to client name, for those that gave one.
         failed: Client to the reason why an answer of it could not be used; measuring is not counted here.
         silent: Clients that did not answer some phase in time; the same.
+        answered: Those whose sums the Fisher phase added, where these came as one sum.
+        released: Noise multipliers of what each client has let out with noise.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Panel:
         self.names: dict[int, str] = {}
         self.failed: dict[str, str] = {}
         self.silent: set[str] = set()
+        self.answered: list[str] = []
+        self.released: list[float] = []
 
     def wait_for_clients(self) -> None:
         """Wait until enough clients are connected.

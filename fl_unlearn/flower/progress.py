@@ -16,6 +16,7 @@ from fl_unlearn.flower import records
 from fl_unlearn.flower.result import ForgetResult, from_facts, measured_facts, to_facts
 from fl_unlearn.metrics import find
 from fl_unlearn.operations import Operation
+from fl_unlearn.privacy import check_accounting
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, RequestError, UnlearnSettings, UpdateError
@@ -44,6 +45,7 @@ def take_up(
     """
     check_kind(request)
     find(settings.measures)
+    check_accounting(settings.privacy)
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
         if decision_of(store, row) or _alike(row.settings, settings):

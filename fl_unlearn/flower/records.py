@@ -20,6 +20,7 @@ from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.types import (
+    REST,
     AnswerError,
     ClassScores,
     ModelMismatchError,

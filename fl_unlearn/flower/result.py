@@ -61,6 +61,8 @@ class ForgetResult:
         after: The same afterwards, measured in the verification round; None when refused or unanswered.
         measured: What the clients measured besides, as `UnlearnSettings.measures` asks: the key of a metric's
             column to ``{"before": ..., "after": ...}``, of the current model.
+        privacy: What the noise in the clients' answers bounds, as `privacy.cost` tells it; empty where the
+            settings ask for none.
         wall_seconds: Wall time of the whole request.
         client_seconds: Seconds of computing, summed over clients, as they report them.
         bytes_up: Bytes received from clients.
@@ -87,6 +89,7 @@ class ForgetResult:
     before: tuple[ClassScores, ClassScores] | None = None
     after: tuple[ClassScores, ClassScores] | None = None
     measured: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
     wall_seconds: float = 0.0
     client_seconds: float = 0.0
     bytes_up: int = 0
@@ -131,7 +134,7 @@ def to_facts(result: ForgetResult) -> dict[str, Any]:
     for name in ("before", "after"):
         scores = getattr(result, name)
         facts[name] = [asdict(s) for s in scores] if scores else None
-    facts["measured"] = measured_facts(result)
+    facts["measured"], facts["privacy"] = measured_facts(result), result.privacy
     return facts
 
 
@@ -155,6 +158,7 @@ def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> F
     for name in _PLAIN:
         value = facts[name]
         setattr(result, name, tuple(value) if isinstance(value, list) else value)
+    result.privacy = facts.get("privacy", {})  # older versions knew none
     result.candidates = tuple(Candidate(**c) for c in facts["candidates"])
     result.before, result.after = _scores(facts["before"]), _scores(facts["after"])
     measured = facts.get("measured", {})  # older versions did not measure

@@ -20,9 +20,12 @@ from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.gather import FisherGather
+from fl_unlearn.pooled import PooledFisher
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import signature_of
 from fl_unlearn.update import ErasedLayer
+
+Gathered = FisherGather | PooledFisher
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,18 @@ class Search:
             updates = self._per_model(merged, update)
         return Found(chosen, update, updates)
 
-    def _learn(self, gathered: FisherGather) -> None:
+    def _learn(self, gathered: Gathered) -> None:
         """Who holds what, and which models inherited it."""
-        r, counts = self.result, gathered.counts
+        r, counts = self.result, {**{c: {} for c in self.panel.answered}, **gathered.counts}
         r.holders = evidence.holders(self.request, self.store, counts, gathered.num_classes)
         for node, client in self.panel.names.items():
             self.store.identify(unidentified(node), client)
         r.roots, r.affected = evidence.lineage(
-            self.request, self.store, counts, r.holders, all_affected=self.settings.all_affected
+            self.request,
+            self.store,
+            counts,
+            r.holders,
+            all_affected=self.settings.all_affected or self.settings.privacy.sums_only,
         )
 
     def _find_erasures(self) -> Mapping[str, ErasedLayer]:
@@ -107,7 +114,7 @@ class Search:
         return find_erasures(ask, self.request, self.settings, self.store, self.state)
 
     def _build(
-        self, merged: dict[str, torch.Tensor], gathered: FisherGather, erasures: Mapping[str, ErasedLayer]
+        self, merged: dict[str, torch.Tensor], gathered: Gathered, erasures: Mapping[str, ErasedLayer]
     ) -> DampeningUpdate:
         return build_update(
             merged,

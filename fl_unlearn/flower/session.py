@@ -31,6 +31,7 @@ from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.flower.search import Search
+from fl_unlearn.privacy import Privacy, cost
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, StoreError, UnlearnSettings, signature_of
@@ -184,9 +185,17 @@ class Session:
         r.asked = tuple(dict.fromkeys((*earlier.asked, *(self.panel.label(n) for n in self.panel.nodes))))
         r.failed = {**earlier.failed, **self.panel.failed}
         r.silent = tuple(sorted({*earlier.silent, *self.panel.silent}))
+        if self.settings.privacy != Privacy():
+            released = [*earlier.privacy.get("multipliers", ()), *self.panel.released]
+            r.privacy = cost(released, self._released_before(), self.settings.privacy)
         r.wall_seconds = earlier.wall_seconds + time.perf_counter() - self._started
         r.client_seconds = earlier.client_seconds + x.client_seconds
         r.bytes_up, r.bytes_down = earlier.bytes_up + x.bytes_up, earlier.bytes_down + x.bytes_down
+
+    def _released_before(self) -> list[float]:
+        rows = self.store.runs.requests.all()
+        facts = (row.facts.get("privacy") or {} for row in rows if row.id != self.progress.row.id)
+        return [z for fact in facts for z in fact.get("multipliers", ())]
 
     def _record(self, chosen: Candidate) -> dict[str, Any]:
         return {
