@@ -116,7 +116,8 @@ def epsilon(multipliers: tuple[float, ...], delta: float) -> float | None:
         delta: Between 0 and 1.
 
     Returns:
-        Epsilon, for adding or removing one sample; None when a multiplier is 0: there is no bound.
+        Epsilon, for adding or removing one sample: an upper bound, by Renyi differential privacy; None when a
+        multiplier is 0: there is no bound.
 
     Raises:
         SettingsError: If ``dp-accounting`` is not installed.
@@ -144,9 +145,9 @@ def check_accounting(privacy: Privacy) -> None:
 def _accounting() -> tuple[Any, Any]:
     try:
         from dp_accounting import dp_event
-        from dp_accounting.pld import PLDAccountant
+        from dp_accounting.rdp import RdpAccountant
     except ImportError as e:
         raise SettingsError(
             "noise needs an accountant to tell its epsilon: pip install 'fl-unlearn[privacy]'"
         ) from e
-    return dp_event, PLDAccountant()
+    return dp_event, RdpAccountant()

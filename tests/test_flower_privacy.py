@@ -1,4 +1,4 @@
-"""Requests served with noise, under masks, and with pooled scores: what leaves a client, and what comes of it."""
+"""Requests served with noise, under masks, with pooled scores: what leaves a client, what comes of it."""
 
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,8 @@ def test_noise_is_in_what_leaves_and_its_epsilon_in_the_result(tmp_path: Path) -
 
 def test_noise_has_the_deviation_that_was_asked_for(tmp_path: Path) -> None:
     watch = Watch()
-    served(tmp_path, Privacy(noise=50.0, clip=0.5), watch)
+    with pytest.raises(RequestError, match=r"counts of the classes \[3\] are lost in their noise"):
+        served(tmp_path, Privacy(noise=50.0, clip=0.5), watch)
     values = np.concatenate(
         [m.content.array_records[SUM]["values"].numpy() for _, m in watch.of(records.FISHER)]
     )

@@ -14,8 +14,8 @@ from fl_unlearn.flower.ask_sum import Said, ask_sum
 from fl_unlearn.flower.own_privacy import to_text
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.gather import FisherGather
-from fl_unlearn.pooled import PooledFisher, length
-from fl_unlearn.types import REST, AnswerError, Signature, signature_of
+from fl_unlearn.pooled import TOGETHER, PooledFisher, length
+from fl_unlearn.types import REST, AnswerError, RequestError, Signature, signature_of
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def _ask_sum(panel: Panel, content: RecordDict, model: Signature) -> PooledFishe
     if s.privacy.noise:
         panel.released += [s.privacy.noise] * 2  # the sums, and the counts
     deviation = s.privacy.noise * math.sqrt(len(summed.clients))
-    return PooledFisher(
+    pooled = PooledFisher(
         summed.total,
         groups,
         {n: model[n].shape for n in json.loads(summed.said["names"])},
@@ -97,3 +97,10 @@ def _ask_sum(panel: Panel, content: RecordDict, model: Signature) -> PooledFishe
         deviation=s.privacy.clip * deviation,
         count_deviation=deviation,
     )
+    counts = pooled.counts[TOGETHER]
+    if s.privacy.noise and not any(counts[c] for c in panel.request.classes):
+        raise RequestError(
+            f"the counts of the classes {list(panel.request.classes)} are lost in their noise, of deviation "
+            f"{deviation:.1f}: nobody has these classes, or it takes less noise, or more data"
+        )
+    return pooled
