@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from operator import index
 from typing import Any, Literal, get_args
 
+from .defence import Defence as Defence
 from .scores import ClassScores as ClassScores
 from .signatures import SIGNATURE_DTYPES as SIGNATURE_DTYPES
 from .signatures import Signature as Signature
@@ -220,6 +221,7 @@ class UnlearnSettings:
         force: Commit a fixed ``threshold`` even when it fails calibration; the report says so.
         executor: What applies the update to the checkpoints (`apply.stage`): ``"threads"`` of the server's
             process, or ``"ray"``, a cluster that sees the checkpoints' address.
+        defence: Bounds on what clients that lie can do.
     """
 
     fisher_kind: FisherKind = "normalized"
@@ -245,12 +247,13 @@ class UnlearnSettings:
     min_answers: float = 0.5
     force: bool = False
     executor: Executor = "threads"
+    defence: Defence = Defence()
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
         _one_of("reference", self.reference, REFERENCE_MODES)
         _one_of("executor", self.executor, EXECUTORS)
-        if (problem := share_problem(self.reference_share)) is not None:
+        if (problem := share_problem(self.reference_share) or self.defence.problem()) is not None:
             raise SettingsError(problem)
         if self.reference_share is not None and self.fisher_kind == "batch":
             raise SettingsError(

@@ -40,7 +40,8 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
     if s.reference_share is not None:
         asked["reference-share"] = s.reference_share
     content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
-    model, gathered, kept = signature_of(state), FisherGather(s.merge_rule), 0
+    model, kept = signature_of(state), 0
+    gathered = FisherGather(s.merge_rule, s.defence, panel.examples, head=s.fisher_scope.strip() == "head")
 
     def take(client: str, reply: RecordDict) -> None:
         nonlocal kept
@@ -54,6 +55,10 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
         kept += records.from_ledger(reply)
 
     panel.gather("Fisher", records.FISHER, content, take)
+    if wrong := gathered.settle():
+        panel.reject("Fisher", wrong, len(gathered.counts))
+    if gathered.scaled:
+        log.warning("Fishers scaled down to what is plausible: of clients %s", sorted(gathered.scaled)[:10])
     if kept:
         log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
     return gathered
