@@ -259,7 +259,8 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
     )
     if said := {c.against for c in candidates if c.against}:
         text += (
-            f". Without the word of clients {', '.join(min(said, key=len))} one would have passed by the sums"
+        few = ", ".join(min(said, key=len))
+        text += f". Without the word of clients {few} one would have passed by the sums"
         )
     elif any(_by_sums(c, settings) for c in candidates):
         text += ". By the sums one would have passed, but other holders of the same classes say otherwise"

@@ -25,7 +25,7 @@ class Defence:
             between honest clients. None: not at all. It takes three clients, most of them honest.
         bounds: Refuse Fishers of a head that no data can have (`fisher_bounds.head_violation`; kind
             "normalized" only), if most of the answers keep to that bound.
-        weight: A client's samples count at most as this many times the examples of its largest training round.
+        weight: A client's samples count at most as this many times the examples of its largest round.
         reference_rule: How the clients' retained Fishers become one: the mean over all samples; or, value by
             value, the median or the trimmed mean of the clients' means, each client counting the same.
         row_share: Of a head's weights of a class that is not to be forgotten, at most this share is selected:

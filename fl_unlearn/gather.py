@@ -129,7 +129,7 @@ class FisherGather:
         return None
 
     def settle(self) -> dict[str, str]:
-        """All answers are in: compare them, leave out what no data can give, and scale down what is too large.
+        """Compare the answers: leave out what no data can give, scale down what is too large.
 
         Returns:
             Clients whose answer is not used, and why; `counts` does not have them any more.
@@ -197,7 +197,7 @@ class FisherGather:
         return self._merging.result()
 
     def reference(self) -> dict[str, torch.Tensor]:
-        """The mean Fisher over what is kept of all clients: parameter name to values, float64; after `settle`.
+        """The Fisher of what is kept of all clients: parameter name to values, float64; after `settle`.
 
         Raises:
             FisherError: If nobody keeps anything.

@@ -3,8 +3,8 @@
 They need all holders of a class at once, so what arrives is spooled to a temporary file and reduced piece by
 piece: the server's memory does not grow with the number of holders. Both are taken over the holders of one
 class, each counting the same whatever number of samples it claims, and then the maximum over the classes, as
-a mean over classes would hide what matters to one of them only. With fewer than three holders of a class there
-is no majority: the median is then their mean, and so is the trimmed mean.
+a mean over classes would hide what matters to one of them only. With fewer than three holders of a class
+there is no majority: the median is then their mean, and so is the trimmed mean.
 
 Source of the rules: Yin, Chen, Ramchandran, Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal
 Statistical Rates", ICML 2018 (arXiv 1803.01498), there for gradients.

@@ -14,8 +14,9 @@ _PIECE = 1 << 22  # values of all vectors together that are held at a time
 
 
 class Spool:
-    """Vectors of one length, kept in memory while they are few, and else in a file of the system's temporary
-    folder (``TMPDIR``), which has no name and vanishes with the process.
+    """Vectors of one length, kept in memory while they are few, and else in a file.
+
+    The file is in the system's temporary folder (``TMPDIR``), has no name and vanishes with the process.
 
     Args:
         dtype: In what precision they are kept.

@@ -247,7 +247,7 @@ class UnlearnSettings:
     min_answers: float = 0.5
     force: bool = False
     executor: Executor = "threads"
-    defence: Defence = Defence()
+    defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)

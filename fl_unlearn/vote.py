@@ -6,18 +6,18 @@ all is lost). So two more numbers are taken of each candidate on the current mod
 * *trimmed*: within each class, the f largest and the f smallest of its holders' values are replaced by the
   nearest of the others (winsorised), then all are averaged by their numbers of samples. With f liars among at
   least 2f + 1 holders of a class, every value used lies among the honest holders' values: a class that all of
-  them lost counts as lost, one that none of them lost counts as kept. Of fewer holders, as many are replaced as
-  leaves one between; a class of one or two holders is taken at its word, but a gain in it counts as none, so
-  that it cannot make up for a loss elsewhere.
+  them lost counts as lost, one that none of them lost counts as kept. Of fewer holders, as many are replaced
+  as leaves one between; a class of one or two holders is taken at its word, but a gain in it counts as none,
+  so that it cannot make up for a loss elsewhere.
 * *least*: the sums without the f clients that say the worst.
 
-A candidate passes when sums and trimmed values are within the limits. Where sums are not, but trimmed and least
-values are, it passes as *disputed*, and is taken only if no other passes: f clients at most stand against it,
-and other holders of the same classes say otherwise.
+A candidate passes when sums and trimmed values are within the limits. Where sums are not, but trimmed and
+least values are, it passes as *disputed*, and is taken only if no other passes: f clients at most stand
+against it, and other holders of the same classes say otherwise.
 
 What it does not stand: liars that are the majority of a class's holders; one of two holders; a client that
-invents a class which nobody else holds and calls it lost (by as much of the sums as its share of the samples is,
-which the limit may or may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
+invents a class which nobody else holds and calls it lost (the sums move by as much as its share of the samples
+is, which the limit may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
 honest holders than liars share. Which of the candidates that pass is taken can be influenced.
 """
 
@@ -35,7 +35,7 @@ Said = tuple[float, int]
 
 
 def differs(then: Said, now: Said, tolerance: float) -> bool:
-    """Whether two accuracies differ by more than ``tolerance`` and what drawing the samples again explains."""
+    """Whether two accuracies differ by more than ``tolerance`` and what other samples would explain."""
     if not (then[1] and now[1]):
         return False
     p = min(max((then[0] + now[0]) / 2, 0.01), 0.99)

@@ -42,8 +42,8 @@ def check_commit(
     """
     if scored is not None and update.digest != scored:
         raise UpdateError(
-            f"the update {update.digest[:12]} is not the one that the clients scored ({scored[:12]}); nothing "
-            "was changed. What the request had left in the store was altered: make the request again"
+            f"the update {update.digest[:12]} is not the one that the clients scored ({scored[:12]}); "
+            "nothing was changed. What the request had left in the store was altered: make the request again"
         )
     DampeningUpdate.from_bytes(update.to_bytes())
     if (name := exceeds(update, settings.defence, classes, head_of(settings))) is not None:
