@@ -16,8 +16,8 @@ least values are, it passes as *disputed*, and is taken only if no other passes:
 against it, and other holders of the same classes say otherwise.
 
 What it does not stand: liars that are the majority of a class's holders; one of two holders; a client that
-invents a class which nobody else holds and calls it lost (the sums move by as much as its share of the samples
-is, which the limit may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
+invents a class which nobody else holds and calls it lost (the sums move by its share of the samples, which the
+limit may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
 honest holders than liars share. Which of the candidates that pass is taken can be influenced.
 """
 

@@ -119,7 +119,7 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
         text += " (forced: this candidate did not pass calibration)"
     if chosen.disputed:
         text += (
-            f" (disputed by clients {', '.join(chosen.against)}: without them, and by the vote, it passed, "
+            f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, "
             f"with {chosen.trimmed_forget or 0:.1%} and a loss of {100 * (chosen.trimmed_drop or 0):.1f} points)"
         )
     if not chosen.everywhere:
