@@ -258,7 +258,7 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
         f"{100 * best.retain_drop:.1f} points"
     )
     if said := {c.against for c in candidates if c.against}:
-        few = ", ".join(min(said, key=len))
+        few = ", ".join(sorted(said, key=len)[0])
         text += f". Without the word of clients {few} one would have passed by the sums"
     elif any(_by_sums(c, settings) for c in candidates):
         text += ". By the sums one would have passed, but other holders of the same classes say otherwise"

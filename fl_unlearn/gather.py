@@ -160,7 +160,7 @@ class FisherGather:
 
     def _take_spooled(self, client: str, group: int, held: _Waiting, largest: Mapping[str, float]) -> None:
         assert self._spool is not None
-        flat = self._spool.row(held.row).split([s.numel() for s in self._shapes.values()])
+        flat = torch.split(self._spool.row(held.row), [s.numel() for s in self._shapes.values()])
         sums = {n: t.reshape(s) for (n, s), t in zip(self._shapes.items(), flat, strict=True)}
         shrink = {n: most / held.sizes[n] for n, most in largest.items() if held.sizes[n] > most}
         if shrink:

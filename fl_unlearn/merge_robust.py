@@ -70,7 +70,7 @@ class Spooled:
         for at, values in self._spool.columns([*range(self._spool.count)]):
             out[at] = self._reduce(values)
         sizes = [s.numel() for s in self._shapes.values()]
-        parts = zip(self._shapes.items(), out.split(sizes), strict=True)
+        parts = zip(self._shapes.items(), torch.split(out, sizes), strict=True)
         return {n: part.reshape(shape) for (n, shape), part in parts}
 
 

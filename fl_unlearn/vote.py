@@ -16,8 +16,8 @@ least values are, it passes as *disputed*, and is taken only if no other passes:
 against it, and other holders of the same classes say otherwise.
 
 What it does not stand: liars that are the majority of a class's holders; one of two holders; a client that
-invents a class which nobody else holds and calls it lost (the sums move by its share of the samples, which the
-limit may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
+invents a class which nobody else holds and calls it lost (the sums move by its share of the samples, which
+the limit may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
 honest holders than liars share. Which of the candidates that pass is taken can be influenced.
 """
 
@@ -40,7 +40,7 @@ def differs(then: Said, now: Said, tolerance: float) -> bool:
         return False
     p = min(max((then[0] + now[0]) / 2, 0.01), 0.99)
     noise = 3 * (p * (1 - p) * (1 / then[1] + 1 / now[1])) ** 0.5
-    return abs(then[0] - now[0]) > tolerance + noise
+    return bool(abs(then[0] - now[0]) > tolerance + noise)
 
 
 @dataclass(frozen=True)
