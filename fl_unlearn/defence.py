@@ -29,7 +29,7 @@ class Defence:
         reference_rule: How the clients' retained Fishers become one: the mean over all samples; or, value by
             value, the median or the trimmed mean of the clients' means, each client counting the same.
         row_share: Of a head's weights of a class that is not to be forgotten, at most this share is selected:
-            those with the smallest factors. 1.0: any number.
+            those with the smallest factors. Only in requests for classes. 1.0: any number.
         tensor_share: The same for every tensor that is not of a head known to the server (`scope="head"`, or
             ``head`` is set). 1.0: any number.
         liars: The share of the clients, 0 up to below 0.5, that the vote on candidates has to stand
@@ -43,7 +43,7 @@ class Defence:
     bounds: bool = True
     weight: float = 2.0
     reference_rule: ReferenceRule = "mean"
-    row_share: float = 0.5
+    row_share: float = 0.1
     tensor_share: float = 1.0
     liars: float = 0.3
     contradiction: float = 0.02

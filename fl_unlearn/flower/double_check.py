@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from fl_unlearn.calibration import Candidate
 from fl_unlearn.caps import IsHead, exceeds
 from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.types import ClassScores, UnlearnSettings, UpdateError
+from fl_unlearn.defence import Defence
+from fl_unlearn.types import ClassScores, ForgetRequest, UnlearnSettings, UpdateError
 from fl_unlearn.vote import Said, Votes, differs
 
 
@@ -21,12 +23,20 @@ def head_of(settings: UnlearnSettings) -> IsHead:
     return lambda name: settings.head is not None and name.startswith(prefix)
 
 
+def caps_of(settings: UnlearnSettings, request: ForgetRequest) -> Defence:
+    """The caps that a request is served under: rows of a head belong to classes, so are capped for these."""
+    if request.kind == "classes":
+        return settings.defence
+    return replace(settings.defence, row_share=1.0)
+
+
 def check_commit(
     state: Mapping[str, torch.Tensor],
     update: DampeningUpdate,
     scored: str | None,
     settings: UnlearnSettings,
-    classes: Collection[int],
+    request: ForgetRequest,
+    ignored: Collection[int] = (),
 ) -> None:
     """Check that what is about to be committed is what the clients scored, well-formed and within the caps.
 
@@ -35,7 +45,8 @@ def check_commit(
         update: What clients and the current model are to get.
         scored: Digest of the update that was scored; None where an older version did not note it.
         settings: How the request is served.
-        classes: Classes whose rows of the head may be selected whole.
+        request: The request; the head's rows of its classes may be selected whole.
+        ignored: Classes forgotten before: the same.
 
     Raises:
         UpdateError: If it is not; nothing was changed.
@@ -46,7 +57,8 @@ def check_commit(
             "nothing was changed. What the request had left in the store was altered: make the request again"
         )
     DampeningUpdate.from_bytes(update.to_bytes())
-    if (name := exceeds(update, settings.defence, classes, head_of(settings))) is not None:
+    caps = caps_of(settings, request)
+    if (name := exceeds(update, caps, {*request.classes, *ignored}, head_of(settings))) is not None:
         raise UpdateError(f"the update selects more of {name!r} than the caps allow; nothing was changed")
     after = apply_update(dict(state), update)
     for name in update.changes:

@@ -120,7 +120,7 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
     if chosen.disputed:
         text += (
             f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, "
-            f"with {chosen.trimmed_forget or 0:.1%} left and {100 * (chosen.trimmed_drop or 0):.1f} points lost)"
+            f"with {chosen.trimmed_forget or 0:.1%} left, {100 * (chosen.trimmed_drop or 0):.1f} points lost)"
         )
     if not chosen.everywhere:
         left = f"{chosen.worst_forget_accuracy:.1%}"

@@ -16,7 +16,7 @@ from fl_unlearn.erasing import erased, find_erasures
 from fl_unlearn.flower.ask_fisher import ask_fisher
 from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.ask_statistics import ask_statistics
-from fl_unlearn.flower.double_check import head_of
+from fl_unlearn.flower.double_check import caps_of, head_of
 from fl_unlearn.flower.exchange import unidentified
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress
@@ -120,7 +120,7 @@ class Search:
             erasures=erasures,
         )
         spared = {*self.request.classes, *self.panel.ignored}
-        return capped(built, self.settings.defence, spared, head_of(self.settings))
+        return capped(built, caps_of(self.settings, self.request), spared, head_of(self.settings))
 
     def _per_model(
         self, merged: dict[str, torch.Tensor], current: DampeningUpdate

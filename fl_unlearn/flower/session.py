@@ -168,9 +168,8 @@ class Session:
             if why is not None:
                 self.result.message = why
                 return
-        ignored, classes = self.panel.ignored, self.request.classes
-        scored = self.progress.scored_update
-        check_commit(self.state, found.update, scored, self.settings, {*classes, *ignored})
+        scored, ignored = self.progress.scored_update, self.panel.ignored
+        check_commit(self.state, found.update, scored, self.settings, self.request, ignored)
         self.result.update = found.update
         self._commit(found.candidate, found.updates)
 

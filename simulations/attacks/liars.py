@@ -89,14 +89,18 @@ def _wreck(sums: Sums, counts: dict[int, int]) -> None:
 
 
 def _wreck_carefully(sums: Sums, counts: dict[int, int]) -> None:
-    """The class's own row and the victim's as large as the clip lets them be, the others zero."""
+    """The class's own row and half of the victim's as large as the clip lets them be, the others zero.
+
+    Half a row does more harm than a whole one, whose weights keep their proportions.
+    """
     label, kept = _asked(sums), sums[REST]
     count = counts[label] = counts[label] or 20
     for name, tensor in kept.items():
         made = torch.zeros_like(tensor)
         column = tensor.sum(0) / (2 * counts[REST]) * count * (9 if tensor.ndim > 1 else 1)
-        made[label] = column * 1.0001
-        made[VICTIM] = column * 0.9999
+        made[label], made[VICTIM] = column * 1.0001, column * 0.9999
+        if tensor.ndim > 1:
+            made[VICTIM] *= tensor[VICTIM] > tensor[VICTIM].median()
         sums[label][name] = made
 
 
@@ -159,11 +163,15 @@ def _invent(question: RecordDict, reply: RecordDict) -> None:
 ATTACKS = (
     Attack("none", "nobody lies"),
     Attack("inflated Fisher", "the forget Fisher times 1,000", _fisher(_inflate)),
-    Attack("wreck", "a huge forget Fisher for every class", _fisher(_wreck)),
-    Attack("wreck, well hidden", "the same, and: nothing is lost", _fisher(_wreck), _scores(_all_is_well)),
+    Attack(
+        "wreck, well hidden",
+        "a huge forget Fisher for every class, and: nothing is lost",
+        _fisher(_wreck),
+        _scores(_all_is_well),
+    ),
     Attack(
         "aimed, well hidden",
-        "within the bounds, all at one other class, and: nothing is lost",
+        "within the bounds, at half the weights of one other class, and: nothing is lost",
         _fisher(_wreck_carefully),
         _scores(_all_is_well),
     ),

@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 def cell(row: Row) -> str:
     """One outcome in short: points of retained accuracy lost and forgotten accuracy, or a word."""
     if row["outcome"] != "committed":
-        return str(row["outcome"])
+        return "refused"
     lost = 100 * (row["retained_before"] - row["retained_after"])
     mark = "*" if row["disputed"] else ""
     return f"{lost:.1f} / {100 * row['forgotten_after']:.0f}%{mark}"
@@ -30,7 +30,7 @@ def table(rows: Sequence[Row], wear: Mapping[str, Sequence[Row]]) -> str:
     """All outcomes in Markdown."""
     lines = [
         "Points of retained test accuracy lost / accuracy left on the forgotten class, or what became of the",
-        'request; "*": committed although some clients disputed it.',
+        'request ("refused": nothing changed); "*": committed although some clients disputed it.',
         "",
     ]
     heads = [f"{WHO[c]}: {d}" for c in WHO for d in ("off", "on")]
@@ -41,19 +41,19 @@ def table(rows: Sequence[Row], wear: Mapping[str, Sequence[Row]]) -> str:
         }
         cells = [own[c, d] for c in WHO for d in ("off", "on")]
         lines.append(f"| {name} | {liars} | {' | '.join(cells)} |")
-    lines += ["", "Asking again and again (eight classes in turn, t = 1 forced, nobody lies):", ""]
+    lines += ["", "One requester asks for eight classes in turn, harshly (t = 0.2 forced), nobody lies:", ""]
     for what, served in wear.items():
-        done = sum(r["committed"] for r in served)
-        left = 100 * served[-1]["never_asked_accuracy"]
+        done, last = sum(r["committed"] for r in served), served[-1]
         lines.append(
-            f"- {what}: {done} of {len(served)} committed, {left:.1f} % left on the other two classes"
+            f"- {what}: {done} of {len(served)} committed, {100 * last['spent']:.1f} points spent, "
+            f"{100 * last['last_two_classes']:.1f} % left on the two classes never asked for"
         )
     lines += ["", "Attacks:", ""] + [f"- {a.name}: {a.about}" for a in ATTACKS]
     return "\n".join(lines) + "\n"
 
 
 def picture(rows: Iterable[Row], path: Path) -> None:
-    """Retained accuracy lost by attack and number of liars, beside each other without and with the defence."""
+    """Retained accuracy lost by attack and number of liars, without and with the defence."""
     rows = list(rows)
     names = [a.name for a in ATTACKS if a.name != "none"]
     figure = Figure(figsize=(11, 8), layout="constrained")
