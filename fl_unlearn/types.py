@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from .defence import Defence as Defence
 from .errors import REFUSAL_CODES as REFUSAL_CODES
 from .errors import AlreadyAppliedError as AlreadyAppliedError
 from .errors import AnswerError as AnswerError
@@ -100,6 +101,7 @@ class UnlearnSettings:
             default nothing.
         executor: What applies the update to the checkpoints (`apply.stage`): ``"threads"`` of the server's
             process, or ``"ray"``, a cluster that sees the checkpoints' address.
+        defence: Bounds on what clients that lie can do.
     """
 
     fisher_kind: FisherKind = "normalized"
@@ -126,12 +128,13 @@ class UnlearnSettings:
     force: bool = False
     executor: Executor = "threads"
     privacy: Privacy = field(default_factory=Privacy)
+    defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
         _one_of("reference", self.reference, REFERENCE_MODES)
         _one_of("executor", self.executor, EXECUTORS)
-        if (problem := share_problem(self.reference_share)) is not None:
+        if (problem := share_problem(self.reference_share) or self.defence.problem()) is not None:
             raise SettingsError(problem)
         if self.reference_share is not None and self.fisher_kind == "batch":
             raise SettingsError(

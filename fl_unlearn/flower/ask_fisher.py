@@ -50,7 +50,8 @@ def ask_fisher(
     content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
     if s.privacy.sums_only:
         return _ask_sum(panel, content, signature_of(state))
-    model, gathered, kept = signature_of(state), FisherGather(s.merge_rule), 0
+    model, kept = signature_of(state), 0
+    gathered = FisherGather(s.merge_rule, s.defence, panel.examples, head=s.fisher_scope.strip() == "head")
 
     def take(client: str, reply: RecordDict) -> None:
         nonlocal kept
@@ -64,6 +65,10 @@ def ask_fisher(
         kept += records.from_ledger(reply)
 
     panel.gather("Fisher", records.FISHER, content, take)
+    if wrong := gathered.settle():
+        panel.reject("Fisher", wrong, len(gathered.counts))
+    if gathered.scaled:
+        log.warning("Fishers scaled down to what is plausible: of clients %s", sorted(gathered.scaled)[:10])
     if kept:
         log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
     return gathered

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median_high, median_low
 
 import torch
@@ -12,7 +14,7 @@ from fl_unlearn.erase_layers import Statistics
 from fl_unlearn.flower import records, statistics
 from fl_unlearn.flower.panel import PLAUSIBLE, Panel
 from fl_unlearn.layer_stats import LayerSums
-from fl_unlearn.types import REST, AnswerError, signature_of
+from fl_unlearn.types import REST, signature_of
 
 
 def ask_statistics(
@@ -49,19 +51,26 @@ def ask_statistics(
         named = not request.clients or client in request.clients
         groups = (*request.classes, REST) if named else (REST,)
         got = statistics.read(reply, groups=groups, models=len(states), position=position, model=model)
-        first = next((a.layers for a in good.values() if a.layers), got.layers)
-        if got.layers and got.layers != first:
-            raise AnswerError("other layers to erase in than another client's")
         good[client] = got
 
     failed, silent = panel.collect(records.STATISTICS, content, take)
     nodes = {name: node for node, name in panel.names.items()}
-    for client, why in _implausible(good, panel.examples).items():
-        failed[nodes[client]] = why
-        del good[client]
+    for find in (_minority, partial(_implausible, examples=panel.examples)):
+        for client, why in find(good).items():
+            failed[nodes[client]] = why
+            del good[client]
     panel.note(failed, silent)
     panel.enough("statistics", len(good))
     return {client: good[client] for client in sorted(good)}
+
+
+def _minority(good: Mapping[str, Statistics]) -> dict[str, str]:
+    """All must name the same layers, and what most name counts; of as many, what the first by name do."""
+    named = Counter(good[c].layers for c in sorted(good) if good[c].layers)
+    if len(named) < 2:
+        return {}
+    usual = named.most_common(1)[0][0]
+    return {c: "other layers to erase in than most" for c, a in good.items() if a.layers not in ((), usual)}
 
 
 def _implausible(good: dict[str, Statistics], examples: Mapping[str, int]) -> dict[str, str]:

@@ -123,6 +123,21 @@ class Panel:
         self.note(failed, silent)
         self.enough(phase, len(self.nodes) - len(failed) - len(silent))
 
+    def reject(self, phase: str, wrong: Mapping[str, str], usable: int) -> None:
+        """Note answers that were taken in but cannot be used, as a comparison of all of them shows.
+
+        Args:
+            phase: What they answered.
+            wrong: Client to the reason.
+            usable: How many answers are left.
+
+        Raises:
+            NotEnoughAnswersError: If those are too few.
+        """
+        log.warning("%s answers not used: %s", phase, dict(list(wrong.items())[:10]))
+        self.failed.update(wrong)
+        self.enough(phase, usable)
+
     def note(self, failed: Mapping[int, str], silent: Sequence[int] = ()) -> None:
         """Note whose answer could not be used, and who did not answer."""
         self.failed.update({self.label(n): why for n, why in failed.items()})

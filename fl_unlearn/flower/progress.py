@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -111,6 +112,8 @@ class Progress:
         base: What the Fisher phase left; None while it has to be asked for.
         chosen: Threshold and dampening chosen by calibration; None before.
         scored: How many clients scored the candidates, of how many.
+        scored_update: Digest of the chosen update as they scored it; None before.
+        promised: What each of them said of it, as `Votes.said` gives it.
         behind: Whether the current model is the one from before that decision, and lacks its update.
     """
 
@@ -128,12 +131,16 @@ class Progress:
         self.result = ForgetResult(row.request, settings)
         self.chosen: tuple[float, float] | None = None
         self.scored, self.behind = (0, 0), False
+        self.scored_update: str | None = None
+        self.promised: Mapping[str, Sequence[Sequence[float]]] = {}
         if self.decision or self.base:
             self.result = from_facts(store, row, settings)
             self.behind = self.decision is not None and row.facts["model"] == self.model
             self.model = row.facts["model"]
             self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
             self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
+            self.scored_update = row.facts.get("scored_update")
+            self.promised = row.facts.get("promised", {})
 
     @property
     def resumed(self) -> bool:
@@ -152,10 +159,14 @@ class Progress:
         """
         facts = {**to_facts(self.result), "models": self.models, "model": self.model}
         facts |= {"chosen": self.chosen, "scored": self.scored}
+        facts |= {"scored_update": self.scored_update, "promised": self.promised}
         with self.store.audit.transaction():
             self.store.runs.requests.note(self.row.id, phase, facts)
             if phase == request_log.REFUSED:
                 self.store.audit.append("refused", {"request": self.row.id, "message": self.result.message})
+            if phase == request_log.DONE and self.result.contradictions:
+                said = {"request": self.row.id, "what": list(self.result.contradictions)}
+                self.store.audit.append("contradicted", said)
             if phase == request_log.DONE:
                 self.store.audit.append("verified", {"request": self.row.id, **self._measured()})
 

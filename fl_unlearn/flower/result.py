@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class ForgetResult:
             column to ``{"before": ..., "after": ...}``, of the current model.
         privacy: What the noise in the clients' answers bounds, as `privacy.cost` tells it; empty where the
             settings ask for none.
+        contradictions: Where the verification after the commit contradicts what it was decided by, in words.
         wall_seconds: Wall time of the whole request.
         client_seconds: Seconds of computing, summed over clients, as they report them.
         bytes_up: Bytes received from clients.
@@ -90,6 +91,7 @@ class ForgetResult:
     after: tuple[ClassScores, ClassScores] | None = None
     measured: dict[str, dict[str, Measured]] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    contradictions: tuple[str, ...] = ()
     wall_seconds: float = 0.0
     client_seconds: float = 0.0
     bytes_up: int = 0
@@ -118,6 +120,11 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
         text += "; in hidden layers there was nothing to erase"
     if not chosen.passed:
         text += " (forced: this candidate did not pass calibration)"
+    if chosen.disputed:
+        text += (
+            f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, "
+            f"with {chosen.trimmed_forget or 0:.1%} left, {100 * (chosen.trimmed_drop or 0):.1f} points lost)"
+        )
     if not chosen.everywhere:
         left = f"{chosen.worst_forget_accuracy:.1%}"
         text += f"; an earlier model still classifies up to {left} of the forgotten data correctly"
@@ -135,6 +142,7 @@ def to_facts(result: ForgetResult) -> dict[str, Any]:
         scores = getattr(result, name)
         facts[name] = [asdict(s) for s in scores] if scores else None
     facts["measured"], facts["privacy"] = measured_facts(result), result.privacy
+    facts["contradictions"] = list(result.contradictions)
     return facts
 
 
@@ -160,9 +168,11 @@ def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> F
         setattr(result, name, tuple(value) if isinstance(value, list) else value)
     result.privacy = facts.get("privacy", {})  # older versions knew none
     result.candidates = tuple(Candidate(**c) for c in facts["candidates"])
+    result.candidates = tuple(replace(c, against=tuple(c.against)) for c in result.candidates)
     result.before, result.after = _scores(facts["before"]), _scores(facts["after"])
     measured = facts.get("measured", {})  # older versions did not measure
     result.measured = {k: {when: Measured(**m) for when, m in both.items()} for k, both in measured.items()}
+    result.contradictions = tuple(facts.get("contradictions", ()))
     result.receipts = store.runs.requests.receipts(row.id)
     if facts["update"]:
         try:

@@ -10,11 +10,13 @@ import torch
 
 from fl_unlearn import evidence, request_log
 from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge
+from fl_unlearn.caps import capped
 from fl_unlearn.dampen import DampeningUpdate, build_update
 from fl_unlearn.erasing import erased, find_erasures
 from fl_unlearn.flower.ask_fisher import ask_fisher
 from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.ask_statistics import ask_statistics
+from fl_unlearn.flower.double_check import caps_of, head_of
 from fl_unlearn.flower.exchange import unidentified
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress
@@ -116,7 +118,7 @@ class Search:
     def _build(
         self, merged: dict[str, torch.Tensor], gathered: Gathered, erasures: Mapping[str, ErasedLayer]
     ) -> DampeningUpdate:
-        return build_update(
+        built = build_update(
             merged,
             gathered.reference(),
             threshold=self.settings.thresholds[0],
@@ -124,6 +126,8 @@ class Search:
             signature=signature_of(self.state),
             erasures=erasures,
         )
+        spared = {*self.request.classes, *self.panel.ignored}
+        return capped(built, caps_of(self.settings, self.request), spared, head_of(self.settings))
 
     def _per_model(
         self, merged: dict[str, torch.Tensor], current: DampeningUpdate
@@ -144,7 +148,7 @@ class Search:
             states += evidence.earlier_models(self.store, r.affected, r.holders, most)
         scored = ask_scores(self.panel, states, base)
         r.before = (scored.rows[0][0].forget, scored.rows[0][0].retain)
-        r.candidates = tuple(judge(scored.rows, self.settings))
+        r.candidates = tuple(judge(scored.rows, self.settings, scored.votes))
         self.progress.scored = (scored.clients, len(self.panel.nodes))
         chosen = r.candidates[0] if self.settings.force else choose(r.candidates)
         if chosen is None:
@@ -157,5 +161,8 @@ class Search:
             return None
         if chosen is not None:
             self.progress.chosen = (chosen.threshold, chosen.dampening)
+            self.progress.scored_update = base.variant(*self.progress.chosen).digest
+            if scored.votes is not None:
+                self.progress.promised = scored.votes.said(1 + r.candidates.index(chosen))
             self.note(request_log.CALIBRATED)
         return chosen

@@ -19,11 +19,13 @@ from flwr.serverapp import Grid
 
 from fl_unlearn import request_log
 from fl_unlearn.apply import stage
+from fl_unlearn.budget import COST, REQUESTER, cost_of, over_budget
 from fl_unlearn.calibration import Candidate
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.flower import records
 from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
+from fl_unlearn.flower.double_check import check_commit, contradictions
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
 from fl_unlearn.flower.panel import Panel
@@ -34,7 +36,8 @@ from fl_unlearn.flower.search import Search
 from fl_unlearn.privacy import Privacy, cost
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, StoreError, UnlearnSettings, signature_of
+from fl_unlearn.types import ClassScores, ForgetRequest, StoreError, UnlearnSettings, signature_of
+from fl_unlearn.vote import Votes
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ def forget(
     *,
     settings: UnlearnSettings | None = None,
     current: ArrayRecord | None = None,
+    requester: str | None = None,
+    budget: float | None = None,
 ) -> ForgetResult:
     """Serve one request; one that was interrupted goes on, when it is made again.
 
@@ -56,6 +61,9 @@ def forget(
         settings: How to serve it.
         current: The current global model; default the newest one in the store. It is not changed: the
             unlearned model is in the result.
+        requester: Who asks; recorded with what is committed.
+        budget: Most retained accuracy, 0 to 1, that this requester's requests may cost in all, those
+            committed before included; None: no limit.
 
     Returns:
         What became of the request. A refusal is a result; only what makes a request senseless is an error.
@@ -68,7 +76,8 @@ def forget(
             changed.
     """
     settings = settings or UnlearnSettings()
-    return Session(grid, take_up(store, request, settings), store, settings, current).run()
+    row = take_up(store, request, settings)
+    return Session(grid, row, store, settings, current, requester=requester, budget=budget).run()
 
 
 class Session:
@@ -80,6 +89,8 @@ class Session:
         store: The run's store.
         settings: How to serve it.
         current: The current global model; default the newest one in the store.
+        requester: Who asks, where that is known.
+        budget: The most that this requester's requests may cost in all; see `forget`.
 
     Attributes:
         result: What has become of the request so far.
@@ -96,7 +107,11 @@ class Session:
         store: RunStore,
         settings: UnlearnSettings,
         current: ArrayRecord | None,
+        *,
+        requester: str | None = None,
+        budget: float | None = None,
     ) -> None:
+        self.requester, self.budget = requester, budget
         self.request, self.store, self.settings = row.request, store, settings
         self.decided, self._started = False, time.perf_counter()
         with _failing(store, row):
@@ -149,6 +164,13 @@ class Session:
         found = search.find()
         if found is None:
             return
+        if self.requester is not None and self.budget is not None:
+            why = over_budget(self.store, self.requester, self.budget, found.candidate)
+            if why is not None:
+                self.result.message = why
+                return
+        scored, ignored = self.progress.scored_update, self.panel.ignored
+        check_commit(self.state, found.update, scored, self.settings, self.request, ignored)
         self.result.update = found.update
         self._commit(found.candidate, found.updates)
 
@@ -198,8 +220,11 @@ class Session:
         return [z for fact in facts for z in fact.get("multipliers", ())]
 
     def _record(self, chosen: Candidate) -> dict[str, Any]:
+        asked = {} if self.requester is None else {REQUESTER: self.requester}
         return {
             **self.request.to_json(),
+            **asked,
+            COST: cost_of(chosen),
             "request": self.progress.row.id,
             "threshold": chosen.threshold,
             "dampening": chosen.dampening,
@@ -222,8 +247,9 @@ class Session:
                 self._meet()
             self._tell()
             self._note(request_log.TOLD)
-            rows = ask_scores(self.panel, [r.state], None).rows
-            r.after = (rows[0][0].forget, rows[0][0].retain)
+            scored = ask_scores(self.panel, [r.state], None)
+            r.after = (scored.rows[0][0].forget, scored.rows[0][0].retain)
+            self._contradict(r.after, scored.votes or Votes(self.request.classes))
         except Exception as e:
             log.exception("the update is committed, but telling the clients or verifying it failed")
             r.message += f". Telling the clients or verifying it failed: {e}"
@@ -236,6 +262,14 @@ class Session:
             self._note(request_log.DONE)
         except StoreError:
             log.exception("request %d is served, but that could not be noted", row.id)
+
+    def _contradict(self, after: tuple[ClassScores, ClassScores], votes: Votes) -> None:
+        r, p = self.result, self.progress
+        r.contradictions = contradictions(p.candidate(), p.promised, after, votes, self.settings)
+        if r.contradictions:
+            what = "; ".join(r.contradictions[:3])
+            r.message += f". The verification contradicts what this was decided by: {what}"
+            log.warning("request %d: %s", p.row.id, "; ".join(r.contradictions))
 
     def _recall_commit(self) -> None:
         """What the server that decided died too early to note."""
