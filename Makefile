@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help demo test test-fast test-slow check wheel each-class reference-share client-targets deeper compare
-.PHONY: paper-small paper-figures strategy-time scaling dags ulira
+.PHONY: paper-small paper-figures strategy-time scaling dags ulira private-answers
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
 
 help:  ## this list
@@ -63,6 +63,9 @@ reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes 
 
 client-targets: $(VENV)/.sim  ## digits: what a Fisher update does for a client's data and for single samples (tables)
 	$(BIN)/python -m simulations.figures.client_targets $(ARGS)
+
+private-answers: $(VENV)/.sim  ## digits: what noise, masks and pooled scores cost a request (table)
+	$(BIN)/python -m simulations.figures.private_answers $(ARGS)
 
 deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retraining (ARGS="--data FOLDER"; hours)
 	$(BIN)/python -m simulations.figures.deeper --out outputs/deeper $(ARGS)
