@@ -14,6 +14,7 @@ from grid import LocalGrid
 from strategy_cases import Case, trained
 
 import strategies
+from fl_unlearn.calibration_data import DATA, choose_for_data, like_labels, settings_for
 from fl_unlearn.flower import attach, forget
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.run_store import RunStore
@@ -21,10 +22,9 @@ from fl_unlearn.types import ClassScores, ForgetRequest, NotEnoughAnswersError, 
 from simulations.compare.local import LocalFederation
 from strategies.client import Client
 from strategies.errors import UnsupportedError
-from strategies.fiun import DATA, choose_for_data, like_labels
 
 
-def plugged_in(case: Case, folder: Path, settings: UnlearnSettings) -> ForgetResult:
+def plugged_in(case: Case, folder: Path, settings: UnlearnSettings | None) -> ForgetResult:
     """The same request, served by the plug-in on a copy of the same store."""
 
     def app() -> ClientApp:
@@ -119,6 +119,36 @@ def test_a_preset_that_is_not_known_is_an_error_at_once() -> None:
 
 
 # --------------------------------------------------------------------------- clients and samples
+@pytest.mark.parametrize(
+    ("setting", "changes", "settings"),
+    [
+        ("digits-client", {}, None),
+        ("digits-client", {"forget_clients": "0,1"}, UnlearnSettings(threshold=2.0, force=True)),
+        (
+            "digits-samples",
+            {"forget_samples": "0:40,2:9"},
+            UnlearnSettings(max_retain_drop=0.5, forget_tolerance=0.2, reference_share=0.5),
+        ),
+    ],
+)
+def test_the_update_for_a_client_or_samples_is_that_of_the_plug_in(
+    setting: str, changes: dict[str, Any], settings: UnlearnSettings | None, tmp_path: Path
+) -> None:
+    case = trained(setting, **changes)
+    request = case.clients[0].request
+    assert isinstance(request, ForgetRequest)
+    theirs = plugged_in(case, tmp_path, settings)
+    own = settings_for(request, settings) if settings else None
+    ours = strategies.get("fiun", settings=own).unlearn(case.federation(), case.history)
+    assert theirs.committed, theirs.message
+    assert theirs.update is not None
+    assert ours.facts["digest"] == theirs.update.digest
+    assert ours.facts["threshold"] == theirs.update.threshold
+    assert ours.facts["like-labels-accuracy-of-clients"] == theirs.like_labels
+    for key, tensor in ours.state.items():
+        torch.testing.assert_close(tensor, theirs.state[key], rtol=0, atol=0)
+
+
 def scores(correct: int, loss: float = 0.0) -> ClassScores:
     return ClassScores({0: correct}, {0: 100}, {0: loss})
 

@@ -9,6 +9,7 @@ from flwr.app import RecordDict
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.panel import Panel
+from fl_unlearn.forget_set import NAMED
 from fl_unlearn.gather import FisherGather
 from fl_unlearn.types import REST, signature_of
 
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = False) -> FisherGather:
-    """The clients' Fisher sums of one model, merged: the requested classes apart, the rest pooled.
+    """The clients' Fisher sums of one model, merged: what the request names apart, the rest pooled.
 
     Args:
         panel: The clients.
@@ -24,7 +25,7 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
         passing: Whether it is one of many, which the clients' ledgers need not keep sums of.
 
     Raises:
-        RequestError: If the clients do not know a class.
+        RequestError: If the clients do not know a class, or a named client a sample.
         NotEnoughAnswersError: If too few answers are usable.
     """
     s, request = panel.settings, panel.request
@@ -40,12 +41,13 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
     if s.reference_share is not None:
         asked["reference-share"] = s.reference_share
     content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
+    apart = request.classes if request.kind == "classes" else (NAMED,)
     model, gathered, kept = signature_of(state), FisherGather(s.merge_rule), 0
 
     def take(client: str, reply: RecordDict) -> None:
         nonlocal kept
-        named = not request.clients or client in request.clients
-        groups = (*request.classes, REST) if named else (REST,)
+        named = not request.named or client in request.named
+        groups = (*apart, REST) if named else (REST,)
         sums = records.read_fisher(
             reply, kind=s.fisher_kind, scope=s.fisher_scope, groups=groups, model=model
         )
@@ -54,6 +56,8 @@ def ask_fisher(panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = 
         kept += records.from_ledger(reply)
 
     panel.gather("Fisher", records.FISHER, content, take)
+    if request.kind != "classes":
+        panel.require(request.named, gathered.counts)
     if kept:
         log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
     return gathered

@@ -11,6 +11,7 @@ import torch
 
 from fl_unlearn import request_log
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import settings_for
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
 from fl_unlearn.flower.result import ForgetResult, from_facts, measured_facts, to_facts
@@ -18,7 +19,7 @@ from fl_unlearn.metrics import find
 from fl_unlearn.operations import Operation
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, RequestError, UnlearnSettings, UpdateError
+from fl_unlearn.types import ForgetRequest, UnlearnSettings, UpdateError
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,9 @@ def take_up(
     With other settings than then it begins anew, unless it was decided already.
 
     Raises:
-        RequestError: If the plug-in cannot serve a request of this kind.
-        SettingsError: If the settings name a metric that there is not.
+        SettingsError: If the settings name a metric that there is not, or do not fit the kind of request.
     """
-    check_kind(request)
+    settings = settings_for(request, settings)
     find(settings.measures)
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
@@ -55,22 +55,6 @@ def take_up(
         said = {**request.to_json(), "settings": settings.to_json()}
         store.audit.append("request", {"request": row.id, **said})
     return row
-
-
-_NAMED = {"client": "whole clients", "samples": "single samples"}
-
-
-def check_kind(request: ForgetRequest) -> None:
-    """Check that the plug-in can serve this kind of request.
-
-    Raises:
-        RequestError: If it cannot.
-    """
-    if request.kind != "classes":
-        raise RequestError(
-            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the "
-            "classes to forget of them, or retrain without the data"
-        )
 
 
 def fail(store: RunStore, row: RequestRow, why: str) -> None:

@@ -6,7 +6,6 @@ is delegated, and what is recorded is copied before the inner strategy sees (and
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_unlearn.calibration_data import named, settings_for
 from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import deliver_outstanding, identify
 from fl_unlearn.flower.exchange import Exchange, match, natural, unidentified
+from fl_unlearn.flower.forgotten import tell
 from fl_unlearn.flower.progress import decision_of, take_up
 from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.recorder import Recorder
@@ -107,7 +108,12 @@ class UnlearningStrategy(Strategy):
             request: What is to be forgotten.
             after_round: Serve it when this round of the run is over (0: before the first); None: when
                 training has ended.
+
+        Raises:
+            RequestError: If ``after_round`` is below 0.
+            SettingsError: If the settings do not fit the kind of request.
         """
+        settings_for(request, self.settings)
         self._queue.submit(request, after_round)
 
     def forget(self, grid: Grid, request: ForgetRequest, arrays: ArrayRecord | None = None) -> ForgetResult:
@@ -186,7 +192,7 @@ class UnlearningStrategy(Strategy):
                     self.on_request(self.store)
                 self._forget(grid, row, arrays)
             except Exception as e:
-                log.exception("the request for classes %s was not served", list(request.classes))
+                log.exception("the request to forget %s was not served", named(request))
                 text = f"failed: {type(e).__name__}: {e}"
                 self.results.append(ForgetResult(request, self.settings, message=text))
 
@@ -340,11 +346,4 @@ class UnlearningStrategy(Strategy):
 
     def _tell_forgotten(self, messages: list[Message]) -> None:
         """Tell clients in their messages what to leave out from now on."""
-        operations = self.store.operations.all()
-        if not operations:
-            return
-        requests = [
-            json.dumps({"classes": o.request["classes"], "clients": o.request["clients"]}) for o in operations
-        ]
-        for message in messages:
-            message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})
+        tell(messages, [o.request for o in self.store.operations.all()], self._names)
