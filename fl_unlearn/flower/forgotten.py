@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.targets import Share
@@ -36,8 +36,11 @@ def tell(
         for client in request.named if request.kind != "classes" else ():
             own.setdefault(client, []).append(Share.of(request, client).to_text())
     for message in messages:
-        samples = own.get(names.get(message.metadata.dst_node_id) or "", [])
-        message.content[records.FORGOTTEN] = ConfigRecord({"requests": classes, _SAMPLES: samples})
+        told = {records.FORGOTTEN: ConfigRecord({"requests": classes})}
+        if samples := own.get(names.get(message.metadata.dst_node_id) or ""):
+            told[records.FORGOTTEN][_SAMPLES] = samples
+        # Strategies give one content to many messages: what one client is told must not reach the others.
+        message.content = RecordDict({**message.content, **told})
 
 
 def forgotten_samples(message: Message) -> Share:
