@@ -413,4 +413,4 @@ def test_measures_are_of_the_named_samples(tmp_path: Path) -> None:
     strategy, network, result = trained(tmp_path, settings=settings)
     outcome = strategy.forget(network, SAMPLES, result.arrays)
     assert outcome.committed
-    assert outcome.measured["acc-forget"]["after"].samples == len(ROWS)
+    assert outcome.measured["forget-accuracy"]["after"].samples == len(ROWS)
