@@ -63,7 +63,10 @@ def named(request: ForgetRequest) -> str:
         return f"class {', '.join(map(str, request.classes))}{whose}"
     if request.kind == "client":
         return f"all data of client {', '.join(request.clients)}"
-    return ", ".join(f"{len(own)} samples of client {client}" for client, own in request.samples.items())
+    return ", ".join(
+        f"{len(own)} sample{'' if len(own) == 1 else 's'} of client {client}"
+        for client, own in request.samples.items()
+    )
 
 
 def like_labels(forget: ClassScores, held: ClassScores) -> float:
