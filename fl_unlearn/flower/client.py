@@ -23,7 +23,7 @@ from torch import nn
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import own_fisher, own_measures, own_scores, own_statistics, records
+from fl_unlearn.flower import forgotten, own_fisher, own_measures, own_scores, own_statistics, records
 from fl_unlearn.flower.local import Local
 from fl_unlearn.flower.targets import Keys
 from fl_unlearn.tensor_file import decode, encode
@@ -276,11 +276,4 @@ def forgotten_classes(
         context: The client's Context.
         client_name: As given to `attach`.
     """
-    record = message.content.config_records.get(records.FORGOTTEN)
-    if record is None:
-        return ()
-    own = client_name(context)
-    requests = [json.loads(str(r)) for r in records.list_of(record, "requests")]
-    return tuple(
-        sorted({int(c) for r in requests for c in r["classes"] if not r["clients"] or own in r["clients"]})
-    )
+    return forgotten.classes_for(forgotten.read(message.content), client_name(context))

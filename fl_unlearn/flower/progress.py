@@ -19,7 +19,7 @@ from fl_unlearn.metrics import find
 from fl_unlearn.operations import Operation
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, UnlearnSettings, UpdateError
+from fl_unlearn.types import ForgetRequest, RequestError, UnlearnSettings, UpdateError
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,15 @@ def take_up(
     *,
     position: int | None = None,
     after_round: int | None = None,
+    document: str | None = None,
 ) -> RequestRow:
     """The row of the same request if it was interrupted, or a new one.
 
-    With other settings than then it begins anew, unless it was decided already.
+    With other settings than then it begins anew, unless it was decided already. ``document`` is the ticket of
+    the document that asks for it, for the audit log.
 
     Raises:
+        RequestError: If no request can be served on such models.
         SettingsError: If the settings name a metric that there is not, or do not fit the kind of request.
     """
     settings = settings_for(request, settings)
@@ -53,7 +56,11 @@ def take_up(
     with store.audit.transaction():
         row = store.runs.requests.open(request, settings, position=position, after_round=after_round)
         said = {**request.to_json(), "settings": settings.to_json()}
+        said |= {} if document is None else {"document": document}
         store.audit.append("request", {"request": row.id, **said})
+    if why := store.undampenable:
+        fail(store, row, f"refused: {why}")
+        raise RequestError(f"refused: {why}")
     return row
 
 
