@@ -21,12 +21,14 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSamp
 
 from fl_unlearn.evidence import lineage
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import UnlearningStrategy, forget, records
+from fl_unlearn.flower import UnlearningStrategy, forget, legacy, records
+from fl_unlearn.flower.forgotten import SAMPLES as TOLD
 from fl_unlearn.flower.reporting import build_report
-from fl_unlearn.flower.targets import LEFT_OUT, NAMED
+from fl_unlearn.flower.targets import LEFT_OUT, NAMED, Share
 from fl_unlearn.report import write_report
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import (
+    AnswerError,
     ForgetRequest,
     NotEnoughAnswersError,
     RequestError,
@@ -297,7 +299,7 @@ def test_clients_leave_out_what_was_forgotten_when_training_goes_on(tmp_path: Pa
 
     def tamper(message: Message, reply: Message) -> Message:
         if message.metadata.message_type == "train":
-            seen[message.metadata.dst_node_id] = message.content.config_records[records.FORGOTTEN]
+            (seen[message.metadata.dst_node_id],) = message.content.config_records.values()
         return reply
 
     network.tamper = tamper
@@ -310,8 +312,17 @@ def test_clients_leave_out_what_was_forgotten_when_training_goes_on(tmp_path: Pa
         assert strategy.forget(network, request, result.arrays).committed
     strategy.start(network, result.arrays, num_rounds=1)
     assert {c: n[-1] for c, n in make.trained.items()} == {"0": 45, "1": 53, "2": 60, "3": 45, "4": 0}
-    assert [len(seen[n].get("samples", [])) for n in sorted(seen)] == [0, 2, 0, 0, 1]
-    assert all(seen[n]["requests"] == ['{"classes": [3], "clients": ["2"]}'] for n in seen)
+    assert [len(seen[n].get(TOLD, [])) for n in sorted(seen)] == [0, 2, 0, 0, 1]
+    assert all(seen[n][records.FORGOTTEN] == ['{"classes": [3], "clients": ["2"]}'] for n in seen)
+
+
+def test_a_legacy_client_reads_what_it_is_to_leave_out() -> None:
+    told = json.dumps([Share(positions=(3,)).to_text(), Share(keys=("a",)).to_text()])
+    assert legacy.forgotten_samples({TOLD: told}) == Share(positions=(3,), keys=("a",))
+    assert not legacy.forgotten_samples({})
+    for bad in ("{", "3", '["x"]'):
+        with pytest.raises(AnswerError, match="what the server says to leave out cannot be read"):
+            legacy.forgotten_samples({TOLD: bad})
 
 
 def test_later_requests_see_nothing_of_what_was_forgotten(tmp_path: Path) -> None:

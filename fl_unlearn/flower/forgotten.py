@@ -49,12 +49,12 @@ def tell_forgotten(store: RunStore, messages: Iterable[Message], owner: Callable
     """
     requests, samples = [json.dumps(r) for r in requests_of(store)], samples_of(store)
     for message in messages if requests or samples else ():
-        told = {records.FORGOTTEN: requests}
+        told: dict[str, Any] = {records.FORGOTTEN: requests}
         if own := samples.get(owner(message.metadata.dst_node_id)):
             told[SAMPLES] = own
         configs = list(message.content.config_records)
         name = configs[0] if len(configs) == 1 else records.FORGOTTEN
-        kept = message.content.config_records.get(name, {})
+        kept = message.content.config_records.get(name) or ConfigRecord()
         message.content = RecordDict({**message.content, name: ConfigRecord({**kept, **told})})
 
 
