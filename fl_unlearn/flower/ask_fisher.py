@@ -13,6 +13,7 @@ from fl_unlearn.flower import records
 from fl_unlearn.flower.ask_sum import Said, ask_sum
 from fl_unlearn.flower.own_privacy import to_text
 from fl_unlearn.flower.panel import Panel
+from fl_unlearn.forget_set import NAMED
 from fl_unlearn.gather import FisherGather
 from fl_unlearn.pooled import TOGETHER, PooledFisher, length
 from fl_unlearn.types import REST, AnswerError, RequestError, Signature, signature_of
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 def ask_fisher(
     panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = False
 ) -> FisherGather | PooledFisher:
-    """The clients' Fisher sums of one model, merged: the requested classes apart, the rest pooled.
+    """The clients' Fisher sums of one model, merged: what the request names apart, the rest pooled.
 
     Args:
         panel: The clients.
@@ -31,7 +32,7 @@ def ask_fisher(
         passing: Whether it is one of many, which the clients' ledgers need not keep sums of.
 
     Raises:
-        RequestError: If the clients do not know a class.
+        RequestError: If the clients do not know a class, or a named client a sample.
         NotEnoughAnswersError: If too few answers are usable.
     """
     s, request = panel.settings, panel.request
@@ -50,13 +51,14 @@ def ask_fisher(
     content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
     if s.privacy.sums_only:
         return _ask_sum(panel, content, signature_of(state))
+    apart = request.classes if request.kind == "classes" else (NAMED,)
     model, kept = signature_of(state), 0
     gathered = FisherGather(s.merge_rule, s.defence, panel.examples, head=s.fisher_scope.strip() == "head")
 
     def take(client: str, reply: RecordDict) -> None:
         nonlocal kept
-        named = not request.clients or client in request.clients
-        groups = (*request.classes, REST) if named else (REST,)
+        named = not request.named or client in request.named
+        groups = (*apart, REST) if named else (REST,)
         sums = records.read_fisher(
             reply, kind=s.fisher_kind, scope=s.fisher_scope, groups=groups, model=model
         )
@@ -69,6 +71,8 @@ def ask_fisher(
         panel.reject("Fisher", wrong, len(gathered.counts))
     if gathered.scaled:
         log.warning("Fishers scaled down to what is plausible: of clients %s", sorted(gathered.scaled)[:10])
+    if request.kind != "classes":
+        panel.require(request.named, gathered.counts)
     if kept:
         log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
     return gathered

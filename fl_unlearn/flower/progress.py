@@ -12,6 +12,7 @@ import torch
 
 from fl_unlearn import request_log
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import settings_for
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
 from fl_unlearn.flower.result import ForgetResult, from_facts, measured_facts, to_facts
@@ -35,18 +36,24 @@ def take_up(
     *,
     position: int | None = None,
     after_round: int | None = None,
+    document: str | None = None,
 ) -> RequestRow:
     """The row of the same request if it was interrupted, or a new one.
 
-    With other settings than then it begins anew, unless it was decided already.
+    With other settings than then it begins anew, unless it was decided already. ``document`` is the ticket of
+    the document that asks for it, for the audit log.
 
     Raises:
-        RequestError: If the plug-in cannot serve a request of this kind.
-        SettingsError: If the settings name a metric that there is not.
+        RequestError: If no request can be served on such models.
+        SettingsError: If the settings name a metric that there is not, or do not fit the kind of request.
     """
-    check_kind(request)
+    settings = settings_for(request, settings)
     find(settings.measures)
     check_accounting(settings.privacy)
+    if request.kind != "classes" and (settings.privacy.sums_only or settings.privacy.two_groups):
+        raise RequestError(
+            "noise, masks and pooled scores are for requests that name classes; serve this one without"
+        )
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
         if decision_of(store, row) or _alike(row.settings, settings):
@@ -56,24 +63,12 @@ def take_up(
     with store.audit.transaction():
         row = store.runs.requests.open(request, settings, position=position, after_round=after_round)
         said = {**request.to_json(), "settings": settings.to_json()}
+        said |= {} if document is None else {"document": document}
         store.audit.append("request", {"request": row.id, **said})
+    if why := store.undampenable:
+        fail(store, row, f"refused: {why}")
+        raise RequestError(f"refused: {why}")
     return row
-
-
-_NAMED = {"client": "whole clients", "samples": "single samples"}
-
-
-def check_kind(request: ForgetRequest) -> None:
-    """Check that the plug-in can serve this kind of request.
-
-    Raises:
-        RequestError: If it cannot.
-    """
-    if request.kind != "classes":
-        raise RequestError(
-            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the "
-            "classes to forget of them, or retrain without the data"
-        )
 
 
 def fail(store: RunStore, row: RequestRow, why: str) -> None:

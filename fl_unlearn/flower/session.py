@@ -21,8 +21,11 @@ from fl_unlearn import request_log
 from fl_unlearn.apply import stage
 from fl_unlearn.budget import COST, REQUESTER, cost_of, over_budget
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import settings_for
 from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.evidence import check_named
 from fl_unlearn.flower import records
+from fl_unlearn.flower.ask_data_scores import ask_data_scores
 from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.double_check import check_commit, contradictions
@@ -33,6 +36,7 @@ from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.flower.search import Search
+from fl_unlearn.flower.targets import Targets
 from fl_unlearn.privacy import Privacy, cost
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
@@ -69,8 +73,9 @@ def forget(
         What became of the request. A refusal is a result; only what makes a request senseless is an error.
 
     Raises:
-        SettingsError: If the settings name a metric that there is not.
-        RequestError: If a class or client is unknown, nobody holds a class, or nothing would be retained.
+        SettingsError: If the settings name a metric that there is not, or erase what is no class.
+        RequestError: If a class, client or sample is unknown, nobody holds a class, or nothing would be
+            retained.
         NotEnoughAnswersError: If too few clients answered a phase; nothing was changed.
         StoreError: If the store cannot serve it (foreign model, corrupt checkpoint, full disk); nothing was
             changed.
@@ -112,6 +117,7 @@ class Session:
         budget: float | None = None,
     ) -> None:
         self.requester, self.budget = requester, budget
+        settings = settings_for(row.request, settings)
         self.request, self.store, self.settings = row.request, store, settings
         self.decided, self._started = False, time.perf_counter()
         with _failing(store, row):
@@ -120,14 +126,16 @@ class Session:
             store.check_model(signature_of(self.state))
             self.progress = Progress(store, row, settings, self.state)
         self.result = self.progress.result
-        operations = store.operations.all()
-        before = {c for o in operations if not o.request["clients"] for c in o.request["classes"]}
+        operations = [o.request for o in store.operations.all()]
+        before = {c for o in operations if not o["clients"] for c in o["classes"]}
         ignored = sorted(before - set(self.request.classes))
         self.result.state, self.result.forgotten_before = self.state, tuple(ignored)
         self._earlier = replace(self.result)
-        self.panel = Panel(
-            Exchange(grid, settings.timeout), self.request, settings, store.examples(), ignored
-        )
+        # A request that was decided before is among the operations: it is not one before itself.
+        earlier = [o for o in operations if o.get("request") != row.id]
+        targets = Targets.after(self.request, earlier)
+        exchange = Exchange(grid, settings.timeout)
+        self.panel = Panel(exchange, self.request, settings, store.examples(), ignored, targets)
 
     def run(self) -> ForgetResult:
         """Serve it.
@@ -140,6 +148,8 @@ class Session:
                 try:
                     self.panel.wait_for_clients()
                     self._meet()
+                    if self.request.kind != "classes":
+                        check_named(self.request, self.store, self.panel.names.values())
                     self._decide()
                     if self.progress.decision is None:
                         self._note(request_log.REFUSED)
@@ -151,9 +161,9 @@ class Session:
         return self.result
 
     def _meet(self) -> None:
-        """Give clients that are back what they missed; in a request that goes on, learn who is who."""
+        """Give clients that are back what they missed; learn who is who where that is needed beforehand."""
         names = None
-        if self.progress.resumed:
+        if self.progress.resumed or self.panel.targets.personal:
             names = identify(self.panel.exchange, self.panel.nodes)
             self.panel.names.update({node: name for node, name in names.items() if name is not None})
         deliver_outstanding(self.panel.exchange, self.store, self.panel.nodes, names)
@@ -247,9 +257,7 @@ class Session:
                 self._meet()
             self._tell()
             self._note(request_log.TOLD)
-            scored = ask_scores(self.panel, [r.state], None)
-            r.after = (scored.rows[0][0].forget, scored.rows[0][0].retain)
-            self._contradict(r.after, scored.votes or Votes(self.request.classes))
+            r.after = self._verified()
         except Exception as e:
             log.exception("the update is committed, but telling the clients or verifying it failed")
             r.message += f". Telling the clients or verifying it failed: {e}"
@@ -262,6 +270,16 @@ class Session:
             self._note(request_log.DONE)
         except StoreError:
             log.exception("request %d is served, but that could not be noted", row.id)
+
+    def _verified(self) -> tuple[ClassScores, ClassScores]:
+        """Scores of the model afterwards, as `ForgetResult` has them."""
+        if self.request.kind != "classes":
+            data = ask_data_scores(self.panel, self.result.state, None)
+            return data.forget[0], data.held[0]
+        scored = ask_scores(self.panel, [self.result.state], None)
+        after = scored.rows[0][0].forget, scored.rows[0][0].retain
+        self._contradict(after, scored.votes or Votes(self.request.classes))
+        return after
 
     def _contradict(self, after: tuple[ClassScores, ClassScores], votes: Votes) -> None:
         r, p = self.result, self.progress
