@@ -78,11 +78,11 @@ class Requester:
         """
         clients = _beyond(self.clients, request.samples or request.clients)
         if request.kind != "classes":
-            return clients and f"the clients {clients}"
+            return f"the clients {clients}" if clients else None
         classes = _beyond(self.classes, request.classes)
         if not request.clients:
-            return classes and f"the classes {classes} of everybody"
-        return classes and clients and f"the classes {classes} of the clients {clients}"
+            return f"the classes {classes} of everybody" if classes else None
+        return f"the classes {classes} of the clients {clients}" if classes and clients else None
 
 
 class Policy:

@@ -24,6 +24,7 @@ from fl_unlearn.report_record import (
     CandidateRow,
     ClientLists,
     Cost,
+    DocumentLine,
     MeasureRow,
     ModelRow,
     RetrainedScores,
@@ -38,6 +39,7 @@ __all__ = [
     "CandidateRow",
     "ClientLists",
     "Cost",
+    "DocumentLine",
     "MeasureRow",
     "ModelRow",
     "RetrainedScores",
@@ -226,6 +228,31 @@ def _process(report: UnlearnReport) -> list[str]:
     ]
 
 
+def _documents(report: UnlearnReport) -> list[str]:
+    """Who asked, and who asked in vain."""
+    parts, d = [], report.document
+    if d is not None:
+        met = {True: "met", False: "missed", None: "not applicable"}[d.deadline_met]
+        until = "none" if d.deadline is None else f"{_text(d.deadline)} ({met})"
+        lines = [
+            f"Asked by {_text(d.requester)} in document {_text(d.id)}, written {_text(d.created)}, received "
+            f"{_text(d.received)}",
+            f"Deadline: {until}",
+            f"Outcome: {_text(d.state)}, {_text(d.changed)}",
+        ]
+        parts += ["## Who asked", "\n".join(f"- {line}" for line in lines)]
+    if report.refusals:
+        said = [
+            (r.received, r.requester or "unknown", r.id or "-", r.code, r.message) for r in report.refusals
+        ]
+        rows = [[_text(cell) for cell in row] for row in said]
+        parts += [
+            "## Documents that this store has refused",
+            _table("| received | says it is from | document | code | why |", rows),
+        ]
+    return parts
+
+
 def _page(report: UnlearnReport, lineage: bool) -> str:
     several, asked = "es" if len(report.request.classes) > 1 else "", report.request
     what = f"class{several} {_listed(asked.classes, '')}" if asked.classes else _text(named(asked))
@@ -235,6 +262,7 @@ def _page(report: UnlearnReport, lineage: bool) -> str:
         f"# Request to forget {what}",
         _outcome(report),
         f"- Asked: forget {what}{whose}.\n- Reason given: {_text(asked.reason) or 'none'}",
+        *_documents(report),
         *_scores(report),
         *_measures(report),
         *(["![Lineage of the models](lineage.png)"] if lineage else []),

@@ -202,6 +202,7 @@ def _show_certificate(result: CertificateResult) -> None:
     samples = [f"{len(own)} of client {c}" for c, own in (asked.get("samples") or {}).items()]
     facts = [
         ("request", result.request),
+        ("asked by", result.requester or "the run's program"),
         ("classes", some([str(c) for c in asked.get("classes") or ()], 20) or "-"),
         (
             "clients",
