@@ -25,7 +25,7 @@ CLIENTS, CLASSES, ROUNDS = 10, 10, 12
 HOLDERS: Mapping[int, tuple[int, ...]] = {3: (0, 1, 2, 3, 4, 5), 8: (0,), 9: (9,)}
 """Who holds the classes that only some hold."""
 LIARS: Mapping[int, tuple[int, ...]] = {3: (1, 2, 3), 8: (0, 1, 2), 9: (1, 2, 3)}
-"""Who lies when a class is to be forgotten: three of the six holders, the only one and two more, no holder."""
+"""Who lies about a class: up to three of the six holders; the only holder, and two others; no holder."""
 
 
 class Net(nn.Module):
