@@ -29,8 +29,8 @@ class Defence:
         reference_rule: How the clients' retained Fishers become one: the mean over all samples; or, value by
             value, the median or the trimmed mean of the clients' means, each client counting the same.
         row_share: Of a head's weights of a class that is not to be forgotten, at most this share is selected:
-            those with the smallest factors. Only in requests for classes. The default, 1.0, caps nothing: with
-            a tenth (`STRICT`), no candidate passed where a class was poorly learned, and with a half the harm
+            those with the smallest factors. Only in requests for classes. By default there is no cap: with a
+            tenth (`STRICT`), no candidate passed where a class was poorly learned, and with a half the harm
             was larger than without a cap, for half a row dampened distorts more than a whole one.
         tensor_share: The same for every tensor that is not of a head known to the server (`scope="head"`, or
             ``head`` is set). 1.0: any number.

@@ -95,7 +95,7 @@ def client_app() -> ClientApp:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
         images, labels = client_data(int(context.node_config["partition-id"]))
         for _ in range(2):
-            for x, y in zip(images.split(32), labels.split(32), strict=True):
+            for x, y in zip(torch.split(images, 32), torch.split(labels, 32), strict=True):
                 optimizer.zero_grad()
                 torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
                 optimizer.step()
