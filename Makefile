@@ -6,7 +6,7 @@ ARGS ?=
 
 .PHONY: help demo test test-fast test-slow check wheel each-class reference-share client-targets deeper compare
 .PHONY: paper-small paper-figures strategy-time scaling dags ulira private-answers
-.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz clean
+.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz attacks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -108,6 +108,9 @@ faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see
 
 fuzz: $(VENV)/.sim  ## request documents, sound and altered, at random: crashes and wrong answers (TARGET=documents ARGS="--examples N")
 	$(BIN)/python -m simulations.fuzz $(or $(TARGET),documents) $(ARGS)
+
+attacks: $(VENV)/.sim  ## digits: clients that lie while a class is forgotten, with and without the defence (minutes)
+	$(BIN)/python -m simulations.attacks $(ARGS)
 
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

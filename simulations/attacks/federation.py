@@ -25,7 +25,7 @@ CLIENTS, CLASSES, ROUNDS = 10, 10, 12
 HOLDERS: Mapping[int, tuple[int, ...]] = {3: (0, 1, 2, 3, 4, 5), 8: (0,), 9: (9,)}
 """Who holds the classes that only some hold."""
 LIARS: Mapping[int, tuple[int, ...]] = {3: (1, 2, 3), 8: (0, 1, 2), 9: (1, 2, 3)}
-"""Who lies when a class is to be forgotten: three of the six holders, the only one and two more, no holder."""
+"""Who lies about a class: up to three of the six holders; the only holder, and two others; no holder."""
 
 
 class Net(nn.Module):
@@ -95,7 +95,7 @@ def client_app() -> ClientApp:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
         images, labels = client_data(int(context.node_config["partition-id"]))
         for _ in range(2):
-            for x, y in zip(images.split(32), labels.split(32), strict=True):
+            for x, y in zip(torch.split(images, 32), torch.split(labels, 32), strict=True):
                 optimizer.zero_grad()
                 torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
                 optimizer.step()

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fl_unlearn.budget import spent
-from fl_unlearn.defence import OFF, Defence
+from fl_unlearn.defence import OFF, STRICT, Defence
 from fl_unlearn.flower.session import forget
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, UnlearnError, UnlearnSettings
 from simulations.attacks import federation
 from simulations.attacks.liars import ATTACKS, Attack
 
-ON = Defence()
-DEFENCES = {name: UnlearnSettings(defence=d, calibration_models=2) for name, d in (("off", OFF), ("on", ON))}
-"""By name: without the defence, and as it is by default."""
+KINDS = {"off": OFF, "on": Defence(), "strict": STRICT}
+DEFENCES = {name: UnlearnSettings(defence=d, calibration_models=2) for name, d in KINDS.items()}
+"""By name: without the defence, as it is by default, and with a cap on the retained classes' rows."""
 
 BUDGET = 0.02
 

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from simulations.attacks.liars import ATTACKS
+from simulations.attacks.measure import DEFENCES
 
 matplotlib.use("agg")
 
@@ -33,13 +34,13 @@ def table(rows: Sequence[Row], wear: Mapping[str, Sequence[Row]]) -> str:
         'request ("refused": nothing changed); "*": committed although some clients disputed it.',
         "",
     ]
-    heads = [f"{WHO[c]}: {d}" for c in WHO for d in ("off", "on")]
+    heads = [f"{WHO[c]}: {d}" for c in WHO for d in DEFENCES]
     lines += [f"| attack | liars | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for name, liars in dict.fromkeys((r["attack"], r["liars"]) for r in rows):
         own = {
             (r["class"], r["defence"]): cell(r) for r in rows if (r["attack"], r["liars"]) == (name, liars)
         }
-        cells = [own[c, d] for c in WHO for d in ("off", "on")]
+        cells = [own[c, d] for c in WHO for d in DEFENCES]
         lines.append(f"| {name} | {liars} | {' | '.join(cells)} |")
     lines += ["", "One requester asks for eight classes in turn, harshly (t = 0.2 forced), nobody lies:", ""]
     for what, served in wear.items():
@@ -59,14 +60,14 @@ def picture(rows: Iterable[Row], path: Path) -> None:
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(len(WHO), 1, sharex=True, sharey=True)
     for axis, (label, who) in zip(axes, WHO.items(), strict=True):
-        for k, (defence, colour) in enumerate((("off", "#c44e52"), ("on", "#4c72b0"))):
+        for k, (defence, colour) in enumerate((("off", "#c44e52"), ("on", "#4c72b0"), ("strict", "#55a868"))):
             for liars in (1, 2, 3):
-                _bars(axis, rows, names, (label, defence, liars), colour, 0.13 * (3 * k + liars - 3.5))
+                _bars(axis, rows, names, (label, defence, liars), colour, 0.09 * (3 * k + liars - 5))
         axis.set_title(f"class {label}: {who}", loc="left", fontsize=10)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_ylabel("points lost")
     axes[-1].set_xticks(range(len(names)), names, rotation=20, ha="right")
-    axes[0].legend(ncols=2, fontsize=8)
+    axes[0].legend(ncols=3, fontsize=8)
     figure.suptitle(
         "Retained test accuracy lost; bars: 1, 2, 3 liars of 10; r: refused, k: kept", fontsize=11
     )
@@ -79,7 +80,7 @@ def _bars(
     own = {r["attack"]: r for r in rows if (r["class"], r["defence"], r["liars"]) == key}
     lost = [100 * (own[n]["retained_before"] - own[n]["retained_after"]) for n in names]
     label = f"defence {key[1]}" if key[2] == 1 else None
-    axis.bar([i + shift for i in range(len(names))], lost, 0.12, color=colour, label=label)
+    axis.bar([i + shift for i in range(len(names))], lost, 0.085, color=colour, label=label)
     for i, name in enumerate(names):
         kept = own[name]["forgotten_after"] > 0.05
         mark = "r" if own[name]["outcome"] != "committed" else "k" if kept else ""
