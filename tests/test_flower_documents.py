@@ -356,3 +356,21 @@ def test_the_certificate_tells_who_asked(tmp_path: Path, office: Office) -> None
     assert found.requester == "operator"
     told = [e["body"] for e in certificate["entries"] if e["kind"] == "document"]
     assert [(e["state"], e.get("request")) for e in told] == [("accepted", None), ("committed", number)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "state"), [("", "committed"), ("budget = 0.001\n", "refused-by-calibration")]
+)
+def test_the_budget_of_whoever_signed_counts(limit: str, state: str, tmp_path: Path) -> None:
+    """A threshold so small that it wrecks the other classes too, which costs more than the policy allows."""
+    office = Office(tmp_path / "office")
+    text = office.path.read_text().replace('name = "operator"\n', f'name = "operator"\n{limit}')
+    office.path.write_text(text)
+    harsh = UnlearnSettings(threshold=0.01, dampenings=(0.01,), force=True)
+    strategy = strategy_of(tmp_path / "run", office, settings=harsh)
+    strategy.store.inbox.add(office.document(THREE).to_bytes())
+    strategy.start(fed.grid(), start(), num_rounds=2)
+    (result,) = strategy.results
+    assert result.document is not None
+    assert result.document.state == state, result.message
+    assert ("of retained accuracy" in result.message) == bool(limit)

@@ -31,7 +31,7 @@ from fl_unlearn.flower.result import ForgetResult, from_facts
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_memory
 from fl_unlearn.flower.session import Session
 from fl_unlearn.metrics import find
-from fl_unlearn.policy import Policy
+from fl_unlearn.policy import Policy, Requester
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -145,11 +145,17 @@ class UnlearningStrategy(Strategy):
         return self._forget(grid, take_up(self.store, request, self.settings), arrays, self.settings)
 
     def _forget(
-        self, grid: Grid, row: RequestRow, arrays: ArrayRecord | None, settings: UnlearnSettings
+        self,
+        grid: Grid,
+        row: RequestRow,
+        arrays: ArrayRecord | None,
+        settings: UnlearnSettings,
+        asks: Requester | None = None,
     ) -> ForgetResult:
         live = arrays if arrays is not None else self._recorder.live
         settings = replace(settings, min_clients=max(settings.min_clients, self._usual_clients()))
-        session = Session(grid, row, self.store, settings, live)
+        who, budget = (asks.name, asks.budget) if asks else (None, None)
+        session = Session(grid, row, self.store, settings, live, requester=who, budget=budget)
         try:
             self.results.append(session.run())
         finally:  # once it is decided, no training must go on from the values of before, whatever came up
@@ -195,7 +201,7 @@ class UnlearningStrategy(Strategy):
                 row = due.take_up(self.store)
                 if self.on_request and decision_of(self.store, row) is None:
                     self.on_request(self.store)
-                result = self._forget(grid, row, arrays, due.settings)
+                result = self._forget(grid, row, arrays, due.settings, due.requester)
             except Exception as e:
                 log.exception("the request to forget %s was not served", named(due.request))
                 text = f"failed: {type(e).__name__}: {e}"
