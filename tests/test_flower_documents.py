@@ -368,8 +368,9 @@ def test_the_budget_of_whoever_signed_counts(limit: str, state: str, tmp_path: P
     office.path.write_text(text)
     harsh = UnlearnSettings(threshold=0.01, dampenings=(0.01,), force=True)
     strategy = strategy_of(tmp_path / "run", office, settings=harsh)
-    strategy.store.inbox.add(office.document(THREE).to_bytes())
     strategy.start(fed.grid(), start(), num_rounds=2)
+    strategy.store.inbox.add(office.document(THREE).to_bytes())
+    strategy.start(fed.grid(), start(), num_rounds=0)
     (result,) = strategy.results
     assert result.document is not None
     assert result.document.state == state, result.message
