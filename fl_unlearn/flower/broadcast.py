@@ -39,8 +39,9 @@ def broadcast(
         request: Id of the request that was decided.
     """
     content = RecordDict({records.HEAD: records.head(operation=operation), **records.write_update(update)})
-    answers = exchange.ask(records.APPLY, dict.fromkeys(nodes, content))
-    for node, reply in answers.ok.items():
+    for node, reply in exchange.each(records.APPLY, dict.fromkeys(nodes, content)):
+        if isinstance(reply, str):
+            continue
         try:
             client = records.read_client(reply)
             record = records.read_head(reply)
