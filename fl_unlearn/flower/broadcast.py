@@ -114,14 +114,16 @@ def identify(exchange: Exchange, nodes: list[int]) -> dict[int, str | None]:
 def names_of(answers: Answers) -> dict[int, str]:
     """Node id to client name for answers that give one; a name given by two nodes counts for the first."""
     names: dict[int, str] = {}
+    taken = set[str]()
     for node, content in sorted(answers.ok.items()):
         try:
             name = records.read_client(content)
         except AnswerError as e:
             answers.failed[node] = str(e)
             continue
-        if name in names.values():
+        if name in taken:
             answers.failed[node] = f"another node answers as client {name!r} too"
             continue
         names[node] = name
+        taken.add(name)
     return names

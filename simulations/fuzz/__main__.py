@@ -11,11 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+from simulations.fuzz.answers import Answers
 from simulations.fuzz.contract import Target, Verdict
 from simulations.fuzz.counts import Counts
 from simulations.fuzz.documents import Documents
 
 TARGETS: dict[str, Callable[[], Target]] = {
+    "answers": Answers,
     "documents": Documents,
 }
 
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.examples < 1:
         parser.error(f"--examples must be at least 1, got {options.examples}")
-    logging.getLogger("fl_unlearn").setLevel(logging.CRITICAL)
+    for name in ("fl_unlearn", "flwr"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     begun = time.monotonic()
     counts = fuzz(TARGETS[options.target](), options.examples, options.seed, _Progress(options.examples))
     found = {"target": options.target, "seed": options.seed, **counts.plain()}
