@@ -15,9 +15,14 @@ from simulations.fuzz.answers import Answers
 from simulations.fuzz.contract import Target, Verdict
 from simulations.fuzz.counts import Counts
 from simulations.fuzz.documents import Documents
+from simulations.fuzz.files import Checkpoints, Updates
+from simulations.fuzz.questions import Questions
 
 TARGETS: dict[str, Callable[[], Target]] = {
     "answers": Answers,
+    "questions": Questions,
+    "updates": Updates,
+    "checkpoints": Checkpoints,
     "documents": Documents,
 }
 
