@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--examples must be at least 1, got {options.examples}")
     for name in ("fl_unlearn", "flwr"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # of NumPy's, about old headers
     begun = time.monotonic()
     counts = fuzz(TARGETS[options.target](), options.examples, options.seed, _Progress(options.examples))
     found = {"target": options.target, "seed": options.seed, **counts.plain()}

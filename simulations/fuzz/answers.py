@@ -42,7 +42,9 @@ class Answers:
         self.genuine = exchange.Genuine()
         self._folder = tempfile.TemporaryDirectory()
         self.store = RunStore(Path(self._folder.name) / "store")
-        self.store.umig.connection.execute("PRAGMA synchronous = OFF")  # nothing here has to outlive the machine
+        self.store.umig.connection.execute(
+            "PRAGMA synchronous = OFF"
+        )  # nothing here has to outlive the machine
         self.request = self.store.runs.requests.open(exchange.REQUEST, exchange.SETTINGS).id
         self.phases: dict[str, Phase] = {
             records.IDENTITY: lambda panel: identify(panel.exchange, list(panel.nodes)),
@@ -130,7 +132,10 @@ class Answers:
         settled: list[str] = []
         settle = self.store.operations.settle
         self.store.operations.settle = (  # type: ignore[method-assign]
-            lambda operation, client, receipts=(): (settled.append(client), settle(operation, client, receipts))
+            lambda operation, client, receipts=(): (
+                settled.append(client),
+                settle(operation, client, receipts),
+            )
         )
         try:
             nodes = {n: str(n - 1) for n in panel.nodes}
@@ -152,7 +157,9 @@ def _sound(result: Any) -> bool:
     shares = all(0 <= v <= 1 for v in result.get("shares", []))
     names = result.get("names", [])
     known = result.get("known", True) and not result.get("negative", False)
-    return counts and numbers and shares and known and len(set(names)) == len(names) and all(map(_name, names))
+    return (
+        counts and numbers and shares and known and len(set(names)) == len(names) and all(map(_name, names))
+    )
 
 
 def _named(names: dict[int, str | None]) -> bool:
@@ -167,7 +174,9 @@ def _name(name: str) -> bool:
 def _measured(result: dict[str, Any]) -> bool:
     for of in result.values():
         for measured in of.values():
-            if measured.value is not None and not (math.isfinite(measured.value) and -1e-5 <= measured.value <= 1e12):
+            if measured.value is not None and not (
+                math.isfinite(measured.value) and -1e-5 <= measured.value <= 1e12
+            ):
                 return False
             str(measured).encode()
     return True

@@ -46,7 +46,23 @@ def _bomb() -> bytes:
 
 BOMB = _bomb()
 HUGE = ((1 << 40,), (1 << 20, 1 << 20), (1 << 62, 4), (10**9,), (0, 1 << 60), (-1,), (1 << 70,))
-_TYPES = ("<f8", "<f2", ">f4", "<i4", "<i8", "|i1", "|u1", "|b1", "<c8", "<U3", "|S4", "<M8[s]", "<u2", "<f16", "V4")
+_TYPES = (
+    "<f8",
+    "<f2",
+    ">f4",
+    "<i4",
+    "<i8",
+    "|i1",
+    "|u1",
+    "|b1",
+    "<c8",
+    "<U3",
+    "|S4",
+    "<M8[s]",
+    "<u2",
+    "<f16",
+    "V4",
+)
 _ODD = (float("nan"), float("inf"), -float("inf"), -1.0, -1e-30, -0.0, 1e38, 1e-45, 0.0, 3.5)
 _HEADERS = (
     ("[3]", "'<f4'"), ("(3,", "'<f4'"), ("3", "'<f4'"), ("(2.0,)", "'<f4'"), ("(True,)", "'<f4'"), ("(-1,)", "'<f4'"),
@@ -62,6 +78,14 @@ def values_of(array: Array) -> np.ndarray:
     return values
 
 
+def _shape(array: Array) -> tuple[int, ...]:
+    """The declared shape, unless an earlier change made it a huge one."""
+    shape = tuple(array.shape)
+    if any(not 0 <= n < 1000 for n in shape):
+        raise ValueError(f"no array of shape {shape} can be made")
+    return shape
+
+
 def _declared(array: Array, data: bytes, values: np.ndarray | None = None) -> Array:
     shape = tuple(array.shape) if values is None else values.shape
     dtype = array.dtype if values is None else str(values.dtype)
@@ -72,7 +96,9 @@ def _element(random: Random, array: Array) -> Array:
     values = values_of(array).copy()
     if values.size:
         with np.errstate(all="ignore"):
-            values.reshape(-1)[random.randrange(values.size)] = np.array(random.choice(_ODD)).astype(values.dtype)
+            values.reshape(-1)[random.randrange(values.size)] = np.array(random.choice(_ODD)).astype(
+                values.dtype
+            )
     return _declared(array, npy(values))
 
 
@@ -89,7 +115,7 @@ def _typed(random: Random, array: Array) -> Array:
         try:
             values = values_of(array).astype(dtype)
         except (TypeError, ValueError):
-            values = np.zeros(tuple(array.shape), dtype)
+            values = np.zeros(_shape(array), dtype)
     return _declared(array, npy(values), values if random.random() < 0.5 else None)
 
 
@@ -108,12 +134,12 @@ def _fortran(random: Random, array: Array) -> Array:
 
 
 def _structured(random: Random, array: Array) -> Array:
-    values = np.zeros(tuple(array.shape), [("a", "<f4"), ("b", random.choice(("<i4", "<U2", "<f8")))])
+    values = np.zeros(_shape(array), [("a", "<f4"), ("b", random.choice(("<i4", "<U2", "<f8")))])
     return _declared(array, npy(values))
 
 
 def _pickled(random: Random, array: Array) -> Array:
-    values = np.empty(tuple(array.shape) or (1,), object)
+    values = np.empty(_shape(array) or (1,), object)
     values[...] = Trap()
     whole = npy(values, pickled=True)
     return _declared(array, random.choice((whole, pickle.dumps(Trap()), whole[:-3])))

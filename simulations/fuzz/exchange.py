@@ -159,7 +159,9 @@ class Genuine:
 def an_update(state: dict[str, torch.Tensor]) -> DampeningUpdate:
     """An update of some elements of two tensors."""
     generator = torch.Generator().manual_seed(1)
-    forget = {n: torch.rand(state[n].shape, generator=generator).double() for n in ("head.weight", "hidden.bias")}
+    forget = {
+        n: torch.rand(state[n].shape, generator=generator).double() for n in ("head.weight", "hidden.bias")
+    }
     kept = {n: torch.rand(t.shape, generator=generator).double() * 0.8 for n, t in forget.items()}
     return build_update(
         forget, kept, threshold=1.0, dampening=1.0, signature=signature_of(state), erasures={}

@@ -87,8 +87,22 @@ def _on_own_header(random: Random, data: bytes) -> bytes:
 
 def _own_text(random: Random, data: bytes) -> bytes:
     fields, body = parts(data)
-    texts = ("", "null", "[]", "3", '"x"', "{", "[" * 100_000, '{"format": ' * 2000, "NaN", '{"applied": null}', '{"applied": [3]}')
-    fields["__metadata__"] = random.choice((None, [], "x", {}, {"fl_unlearn": random.choice(texts)}, {"fl_unlearn": 3}))
+    texts = (
+        "",
+        "null",
+        "[]",
+        "3",
+        '"x"',
+        "{",
+        "[" * 100_000,
+        '{"format": ' * 2000,
+        "NaN",
+        '{"applied": null}',
+        '{"applied": [3]}',
+    )
+    fields["__metadata__"] = random.choice(
+        (None, [], "x", {}, {"fl_unlearn": random.choice(texts)}, {"fl_unlearn": 3})
+    )
     return joined(fields, body)
 
 
@@ -109,7 +123,9 @@ def _huge(random: Random, data: bytes) -> bytes:
         case 1:
             entry["shape"], entry["data_offsets"] = big, [0, 4 * max(0, math.prod(big))]
         case _:
-            return joined(fields, body, claims=random.choice((1 << 20, 1 << 40, (1 << 64) - 1, 0, 1, 100_000_001)))
+            return joined(
+                fields, body, claims=random.choice((1 << 20, 1 << 40, (1 << 64) - 1, 0, 1, 100_000_001))
+            )
     return joined(fields, body)
 
 
@@ -118,7 +134,14 @@ def _values(random: Random, data: bytes) -> bytes:
     fields, body = parts(data)
     begin, end = fields[random.choice([n for n in fields if n != "__metadata__"])]["data_offsets"]
     out = bytearray(body)
-    words = (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xbf", b"\xff\xff\xff\xff", b"\x00\x00\x80\x3f", bytes(4))
+    words = (
+        b"\x00\x00\xc0\x7f",
+        b"\x00\x00\x80\x7f",
+        b"\x00\x00\x80\xbf",
+        b"\xff\xff\xff\xff",
+        b"\x00\x00\x80\x3f",
+        bytes(4),
+    )
     if end - begin >= 4:
         at = begin + 4 * random.randrange((end - begin) // 4)
         out[at : at + 4] = random.choice(words)
@@ -172,7 +195,9 @@ def within(limit: int, act: Callable[[], Any]) -> Any:
 def an_update(random: Random) -> DampeningUpdate:
     """A sound update of one to three tensors, every other one with an erasure."""
     entries = {}
-    for name, shape in random.sample([("head.weight", (3, 5)), ("hidden.bias", (5,)), ("é.w", (2, 2, 2))], random.randint(1, 3)):
+    for name, shape in random.sample(
+        [("head.weight", (3, 5)), ("hidden.bias", (5,)), ("é.w", (2, 2, 2))], random.randint(1, 3)
+    ):
         size = math.prod(shape)
         chosen = sorted(random.sample(range(size), random.randint(1, size)))
         factors = torch.tensor([random.choice((0.0, random.random() * 0.99)) for _ in chosen])
@@ -180,9 +205,12 @@ def an_update(random: Random) -> DampeningUpdate:
     erasures = {}
     if random.random() < 0.5:
         generator = torch.Generator().manual_seed(random.getrandbits(30))
-        a, b, mean = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((5, 1), (5, 1), (5,)))
+        a, mean = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((5, 1), (5,)))
+        b = a / (a * a).sum()
         spec = TensorSpec((5, 4), "float32"), TensorSpec((5,), "float32")
-        erasures["hidden"] = ErasedLayer(Erasure(a, b, mean, 1.0), "hidden.weight", "hidden.bias", "bias", *spec)
+        erasures["hidden"] = ErasedLayer(
+            Erasure(a, b, mean, 1.0), "hidden.weight", "hidden.bias", "bias", *spec
+        )
     return DampeningUpdate(entries, random.choice((1.0, 3.0)), 1.0, erasures)
 
 
@@ -205,7 +233,11 @@ class Updates:
             return Verdict("refused", expected)
         again = DampeningUpdate.from_bytes(update.to_bytes())
         sound = again.digest == update.digest and all(_sound_entry(e) for e in update.entries.values())
-        numbers = (update.threshold, update.dampening, *(e.erasure.strength for e in update.erasures.values()))
+        numbers = (
+            update.threshold,
+            update.dampening,
+            *(e.erasure.strength for e in update.erasures.values()),
+        )
         sound &= all(math.isfinite(n) and n > 0 for n in numbers)
         return Verdict("accepted", "accepted" if sound and _changes_only_its_own(update) else "refused")
 
@@ -213,7 +245,12 @@ class Updates:
 def _sound_entry(entry: Entry) -> bool:
     indices, factors = entry.indices.tolist(), entry.factors.tolist()
     inside = all(0 <= i < math.prod(entry.spec.shape) for i in indices)
-    return inside and indices == sorted(set(indices)) and len(factors) == len(indices) > 0 and all(0 <= f < 1 for f in factors)
+    return (
+        inside
+        and indices == sorted(set(indices))
+        and len(factors) == len(indices) > 0
+        and all(0 <= f < 1 for f in factors)
+    )
 
 
 def _changes_only_its_own(update: DampeningUpdate) -> bool:
@@ -272,7 +309,9 @@ class Checkpoints:
         state = {
             "head.weight": torch.randn(3, 5, generator=generator),
             "steps": torch.tensor(random.randint(0, 99)),
-            "é": torch.randn(2, generator=generator).to(random.choice((torch.float16, torch.float64, torch.bfloat16))),
+            "é": torch.randn(2, generator=generator).to(
+                random.choice((torch.float16, torch.float64, torch.bfloat16))
+            ),
             "mask": torch.tensor([True, False]),
         }
         return encode(state, tuple(f"{random.getrandbits(256):064x}" for _ in range(random.randint(0, 2))))

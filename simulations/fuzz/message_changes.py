@@ -58,7 +58,9 @@ def _nudge(random: Random, content: RecordDict) -> None:
         if isinstance(numbers[at], bool):
             numbers[at] = not numbers[at]
         elif isinstance(numbers[at], int):
-            numbers[at] = random.choice((numbers[at] + 1, numbers[at] - 1, -numbers[at], numbers[at] * 25, *_NUMBERS))
+            numbers[at] = random.choice(
+                (numbers[at] + 1, numbers[at] - 1, -numbers[at], numbers[at] * 25, *_NUMBERS)
+            )
         elif isinstance(numbers[at], float):
             numbers[at] = random.choice((numbers[at] * 2, -numbers[at], *_FLOATS))
         elif isinstance(numbers[at], str):
@@ -134,7 +136,17 @@ def _array_place(random: Random, content: RecordDict) -> None:
             record[name], record[other] = record[other], found
         case _:
             group, _, rest = name.partition("/")
-            names = (f"{group}/", f"/{rest}", f"9/{rest}", f" {name}", f"{name}/x", f"-1/{rest}", f"0{name}", "\u0661/" + rest, "")
+            names = (
+                f"{group}/",
+                f"/{rest}",
+                f"9/{rest}",
+                f" {name}",
+                f"{name}/x",
+                f"-1/{rest}",
+                f"0{name}",
+                "\u0661/" + rest,
+                "",
+            )
             if random.random() < 0.5:
                 del record[name]
             record[random.choice(names)] = found
