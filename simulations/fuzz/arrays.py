@@ -15,11 +15,16 @@ UNPICKLED: list[str] = []
 """Stays empty: what is pickled here would append to it."""
 
 
+def spring(what: str) -> None:
+    """What a pickle made here calls, by its name, when it is read."""
+    UNPICKLED.append(what)
+
+
 class Trap:
     """Tells when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return UNPICKLED.append, ("unpickled",)
+        return spring, ("unpickled",)
 
 
 def npy(values: np.ndarray, *, pickled: bool = False) -> bytes:
