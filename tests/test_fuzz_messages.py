@@ -11,7 +11,8 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from fl_unlearn.flower import records
-from fl_unlearn.types import AnswerError
+from fl_unlearn.tensor_file import decode, encode
+from fl_unlearn.types import AnswerError, CorruptCheckpointError
 from simulations.fuzz import answers, arrays, files, message_changes
 from simulations.fuzz.__main__ import TARGETS, fuzz
 from simulations.fuzz.contract import Case
@@ -118,3 +119,11 @@ def test_an_accepted_change_for_the_worse_is_a_wrong_acceptance(monkeypatch: pyt
     monkeypatch.setattr("fl_unlearn.fisher.FisherSums.validate", lambda self: None)
     monkeypatch.setattr(answers, "_sound", lambda result: False)
     assert target.judge(case).fault == "wrong acceptance"
+
+
+def test_a_shape_that_is_no_number_is_refused_in_words() -> None:
+    """Found by fuzzing: JSON's Infinity in the header of a checkpoint."""
+    fields, body = files.parts(encode({"a": torch.ones(2)}))
+    fields["a"]["shape"] = [float("inf")]
+    with pytest.raises(CorruptCheckpointError, match="infinity"):
+        decode(files.joined(fields, body), "a file")

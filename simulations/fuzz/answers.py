@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -131,12 +131,12 @@ class Answers:
     def _apply(self, panel: Panel) -> Any:
         settled: list[str] = []
         settle = self.store.operations.settle
-        self.store.operations.settle = (  # type: ignore[method-assign]
-            lambda operation, client, receipts=(): (
-                settled.append(client),
-                settle(operation, client, receipts),
-            )
-        )
+
+        def watched(operation: str, client: str, receipts: Sequence[str] = ()) -> None:
+            settled.append(client)
+            settle(operation, client, receipts)
+
+        self.store.operations.settle = watched  # type: ignore[method-assign]
         try:
             nodes = {n: str(n - 1) for n in panel.nodes}
             broadcast(panel.exchange, self.store, "an operation", self.update, nodes, self.request)

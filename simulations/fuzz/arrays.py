@@ -1,4 +1,4 @@
-"""Bytes that claim to be an array: of other types, shapes and values, damaged, pickled, zipped, or none at all."""
+"""Bytes that claim to be an array: of other types, shapes and values, damaged, pickled, zipped, or none."""
 
 from __future__ import annotations
 
@@ -69,11 +69,12 @@ _TYPES = (
     "V4",
 )
 _ODD = (float("nan"), float("inf"), -float("inf"), -1.0, -1e-30, -0.0, 1e38, 1e-45, 0.0, 3.5)
+_F4 = "'<f4'"
 _HEADERS = (
-    ("[3]", "'<f4'"), ("(3,", "'<f4'"), ("3", "'<f4'"), ("(2.0,)", "'<f4'"), ("(True,)", "'<f4'"), ("(-1,)", "'<f4'"),
-    ("()", "'O'"), ("(2,)", "[('a', '<f4'), ('b', 'O')]"), ("(2,)", "[('a', '<f4')]"), ("(1,)", "'nonsense'"),
-    ("(1L,)", "'<f4'"), ("(" * 90 + "1" + ",)" * 90, "'<f4'"), ("(1" + "+1" * 4000 + ",)", "'<f4'"), ("(2,)", "'(2,)f4'"),
-    ("(1,)", "'<f4'*1000000000"), ("(__import__('os'),)", "'<f4'"), ("(1,)", "'<f4', 'more': 1"),
+    *((shape, _F4) for shape in ("[3]", "(3,", "3", "(2.0,)", "(True,)", "(-1,)", "(1L,)", "(__import__('os'),)")),
+    *((shape, _F4) for shape in ("(" * 90 + "1" + ",)" * 90, "(1" + "+1" * 4000 + ",)")),
+    *(("(2,)", dtype) for dtype in ("[('a', '<f4'), ('b', 'O')]", "[('a', '<f4')]", "'(2,)f4'", "'O'", "'nonsense'")),
+    *(("(1,)", dtype) for dtype in ("'<f4'*1000000000", "'<f4', 'more': 1")),
 )  # fmt: skip
 
 

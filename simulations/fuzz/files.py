@@ -21,11 +21,11 @@ from simulations.fuzz.document_changes import BYTE_CHANGES
 
 _MOST_MEMORY = 40_000_000
 _TYPES = ("F32", "F64", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL", "F8_E4M3", "U64", "C64", "", "f32")
-_VALUES = (
-    None, True, False, 0, 1, -1, 2, 1 << 40, 1 << 63, 1 << 70, 0.5, -0.5, 1e308, float("nan"), float("inf"),
-    "", "x", "head.weight", "bias", "running_mean", "weight", "float32", "int64", "é", "\ud800", "\x00", [], {}, [0], [1 << 40],
-    [1 << 40, 1 << 40], [-1], [1.5], ["1"], [True], [[1]], {"shape": [2], "dtype": "float32"}, "fl-unlearn-update/1",
-    "fl-unlearn-update/2", "fl-unlearn-update/3",
+_VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 1 << 40, 1 << 63, 1 << 70, 0.5, -0.5, 1e308, float("nan"), float("inf"), "",
+    "x", "head.weight", "bias", "running_mean", "weight", "float32", "int64", "é", "\ud800", "\x00", [], {},
+    [0], [1 << 40], [1 << 40, 1 << 40], [-1], [1.5], ["1"], [True], [[1]], {"shape": [2], "dtype": "float32"},
+    "fl-unlearn-update/1", "fl-unlearn-update/2", "fl-unlearn-update/3",
 )  # fmt: skip
 
 
@@ -266,12 +266,12 @@ def _changes_only_its_own(update: DampeningUpdate) -> bool:
     for name, tensor in state.items():
         if not torch.equal(tensor, torch.ones_like(tensor)):  # in place
             return False
-        change = update.changes.get(name)
-        if change is None or change.erasure is None:
+        own = update.changes.get(name)
+        if own is None or own.erasure is None:
             expected = torch.ones_like(tensor)
-            if change is not None and change.entry is not None:
+            if own is not None and own.entry is not None:
                 flat = expected.view(-1)
-                flat[change.entry.indices.long()] = change.entry.factors.to(tensor.dtype)
+                flat[own.entry.indices.long()] = own.entry.factors.to(tensor.dtype)
             if after[name].shape != tensor.shape or not torch.equal(after[name], expected):
                 return False
     return after.keys() == state.keys()

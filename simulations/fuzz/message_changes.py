@@ -12,8 +12,11 @@ from simulations.fuzz import arrays
 
 _NUMBERS = (0, 1, -1, -2, 2, 3, 7, 10**6, 10**12, 10**12 + 1, 2**31, 2**53, 2**63 - 1, -(2**63), 10**18)
 _FLOATS = (0.0, -0.0, -1.0, 0.5, 1.5, 1e308, 5e-324, float("nan"), float("inf"), -float("inf"))
-_TEXTS = ("", " ", "0", "1", "2", "node-1", "all", "head", "x" * 151, "x" * 5000, "é" * 60, "a\nb", "\x00", "../../x", "\u202e0",
-          "\U0001f600", "0\u200b", "None", "[]", "{}", "[" * 3000, "fc.*,*", "hidden.weight", "normalized", "auto", "none")  # fmt: skip
+_TEXTS = (
+    "", " ", "0", "1", "2", "node-1", "all", "head", "x" * 151, "x" * 5000, "é" * 60, "a\nb", "\x00",
+    "../../x", "\u202e0", "\U0001f600", "0\u200b", "None", "[]", "{}", "[" * 3000, "fc.*,*", "hidden.weight",
+    "normalized", "auto", "none",
+)  # fmt: skip
 _KEYS = ("error", "client", "labels", "counts", "seconds", "", "\u202e", "x" * 999, "protocol")
 
 
@@ -51,8 +54,8 @@ def _nudge(random: Random, content: RecordDict) -> None:
     """A number near or far, of the right type."""
     record = _config(random, content)
     key = random.choice([*record])
-    value = record[key]
-    numbers = value if isinstance(value, list) else [value]
+    value: Any = record[key]
+    numbers: list[Any] = value if isinstance(value, list) else [value]
     if numbers:
         at = random.randrange(len(numbers))
         if isinstance(numbers[at], bool):
