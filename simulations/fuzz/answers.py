@@ -136,7 +136,7 @@ class Answers:
             settled.append(client)
             settle(operation, client, receipts)
 
-        self.store.operations.settle = watched  # type: ignore[method-assign]
+        self.store.operations.settle = watched  # type: ignore[method-assign,assignment]
         try:
             nodes = {n: str(n - 1) for n in panel.nodes}
             broadcast(panel.exchange, self.store, "an operation", self.update, nodes, self.request)

@@ -70,12 +70,15 @@ _TYPES = (
 )
 _ODD = (float("nan"), float("inf"), -float("inf"), -1.0, -1e-30, -0.0, 1e38, 1e-45, 0.0, 3.5)
 _F4 = "'<f4'"
-_HEADERS = (
-    *((shape, _F4) for shape in ("[3]", "(3,", "3", "(2.0,)", "(True,)", "(-1,)", "(1L,)", "(__import__('os'),)")),
-    *((shape, _F4) for shape in ("(" * 90 + "1" + ",)" * 90, "(1" + "+1" * 4000 + ",)")),
-    *(("(2,)", dtype) for dtype in ("[('a', '<f4'), ('b', 'O')]", "[('a', '<f4')]", "'(2,)f4'", "'O'", "'nonsense'")),
-    *(("(1,)", dtype) for dtype in ("'<f4'*1000000000", "'<f4', 'more': 1")),
+_SHAPES = (
+    "[3]", "(3,", "3", "(2.0,)", "(True,)", "(-1,)", "(1L,)", "(__import__('os'),)", "(" * 90 + "1" + ",)" * 90,
+    "(1" + "+1" * 4000 + ",)",
 )  # fmt: skip
+_DESCRIPTIONS = (
+    "[('a', '<f4'), ('b', 'O')]", "[('a', '<f4')]", "'(2,)f4'", "'O'", "'nonsense'", "'<f4'*1000000000",
+    "'<f4', 'more': 1",
+)  # fmt: skip
+_HEADERS = (*((shape, _F4) for shape in _SHAPES), *(("(2,)", dtype) for dtype in _DESCRIPTIONS))
 
 
 def values_of(array: Array) -> np.ndarray:
