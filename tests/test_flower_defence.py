@@ -247,7 +247,7 @@ def test_most_clients_decide_which_layers_there_are(store: RunStore) -> None:
 
     result = serve(store, {records.STATISTICS: other}, {100}, settings={"erase": "auto"})
     assert result.committed
-    assert result.failed == {"0": "other layers to erase in than most"}
+    assert result.failed == {"0": "other layers to erase in than most clients'"}
     assert list(result.update.erasures) == ["hidden"]
 
 

@@ -366,7 +366,7 @@ def test_the_budget_of_whoever_signed_counts(limit: str, state: str, tmp_path: P
     office = Office(tmp_path / "office")
     text = office.path.read_text().replace('name = "operator"\n', f'name = "operator"\n{limit}')
     office.path.write_text(text)
-    harsh = UnlearnSettings(threshold=0.01, dampenings=(0.01,), force=True)
+    harsh = UnlearnSettings(threshold=0.01, dampenings=(0.01,), fisher_scope="all", force=True)
     strategy = strategy_of(tmp_path / "run", office, settings=harsh)
     strategy.start(fed.grid(), start(), num_rounds=2)
     strategy.store.inbox.add(office.document(THREE).to_bytes())

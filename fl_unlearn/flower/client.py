@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -43,6 +44,8 @@ from fl_unlearn.types import (
     signature_difference,
     signature_of,
 )
+
+log = logging.getLogger(__name__)
 
 ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
@@ -119,6 +122,9 @@ class Responder:
                 content = answer(client, record, message.content, context)
             return Message(content, reply_to=message)
         except UnlearnError as e:
+            return records.failure(message, client, f"{type(e).__name__}: {e}")
+        except Exception as e:  # a message that lacks something, or the project's own functions
+            log.exception("the question %s could not be answered", action)
             return records.failure(message, client, f"{type(e).__name__}: {e}")
 
     def identity(

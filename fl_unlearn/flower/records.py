@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.fisher import FisherSums
+from fl_unlearn.flower import plain_arrays
 from fl_unlearn.types import (
     REST,
     AnswerError,
@@ -39,7 +39,7 @@ HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Key of a ConfigRecord in training messages, and its name where they have none, that tells what was forgotten."""
+"""Key of a ConfigRecord in training messages, or where they have none its name: tells what was forgotten."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12
@@ -73,13 +73,8 @@ def tensor_of(name: str, array: Array) -> torch.Tensor:
         AnswerError: If its bytes are not a plain numeric array of its declared shape.
     """
     try:
-        values = array.numpy()
-        if tuple(values.shape) != tuple(array.shape):
-            raise ValueError(f"holds {values.shape}, declares {tuple(array.shape)}")
-        if not (values.flags.owndata and values.flags.writeable and values.flags.c_contiguous):
-            values = np.array(values, order="C")  # keeps 0-dimensional arrays so
-        return torch.from_numpy(values)
-    except Exception as e:  # NumPy passes on what tokenizer, zip reader and allocator raise
+        return torch.from_numpy(plain_arrays.read(array))
+    except Exception as e:  # NumPy passes on what tokenizer and allocator raise
         raise AnswerError(f"the array {name!r} cannot be read: {e}") from e
 
 
