@@ -44,6 +44,7 @@ class CertificateResult:
         receipts: Client to what it confirmed, in its own words.
         outstanding: Clients that had not confirmed by ``until``.
         refused: Why the request was refused, when it was.
+        requester: Who asked for it by a document; None when the run's program did.
         until: Time of the newest entry of the log when the certificate was made.
     """
 
@@ -56,6 +57,7 @@ class CertificateResult:
     receipts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     outstanding: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    requester: str | None = None
     until: str = ""
 
     @property
@@ -68,8 +70,9 @@ def export_certificate(store: RunStore, request: str) -> dict[str, Any]:
     """The certificate of one request, as plain values for JSON.
 
     Entries belong to a request when their body says ``"request": number`` (that of "decided": in the request
-    that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations. Exported
-    are those signed with the key of the decision; the head is the newest entry signed with it.
+    that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations; so do
+    those of the document that asked for it. Exported are those signed with the key of the decision; the head
+    is the newest entry signed with it.
 
     Args:
         store: The store; may be read-only.
@@ -216,12 +219,14 @@ def _belonging(entries: Iterable[Entry], request: str) -> list[Entry]:
     decisions = [e.body for e in entries if e.kind == "decided" and e.body["operation"] in operations]
     updates = {body["update"] for body in decisions}
     clients = {client for body in decisions for client in body["clients"]}
+    documents = {e.body.get("document") for e in entries if _number(e) in numbers} - {None}
     return [
         e
         for e in entries
         if _number(e) in numbers
         or e.body.get("operation") in operations
         or (e.kind == "kept" and e.body["update"] in updates)
+        or (e.kind == "document" and e.body["document"] in documents)
         or (e.kind == "identified" and e.body["owner"] in clients)
     ]
 
@@ -280,5 +285,6 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
         receipts=receipts,
         outstanding=tuple(sorted({client for o in operations for client in o.waiting})),
         refused=tuple(str(e.body.get("message")) for e in entries if e.kind == "refused"),
+        requester=next((e.body["requester"] for e in entries if "requester" in e.body), None),
         until=head.time,
     )

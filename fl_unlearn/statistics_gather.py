@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from statistics import median_high, median_low
@@ -10,7 +11,6 @@ from statistics import median_high, median_low
 from fl_unlearn.erase_layers import Hidden, Statistics
 from fl_unlearn.layer_stats import LayerSums
 from fl_unlearn.running import RunningSum
-from fl_unlearn.types import AnswerError
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class StatisticsGather:
 
     Which ones are not plausible shows only when all are there: an answer's outputs may not be many times as
     large as the others', or there may not be many times as many of them. So answers are added apart by the
-    powers of two between which both lie, and whole cells are left out at the end. Like answers share a cell.
+    powers of two between which both lie, and by the layers they name, and whole cells are left out at the end.
+    Like answers share a cell.
 
     Args:
         examples: Client to the largest number of examples that it trained on, where that is known.
@@ -74,30 +75,24 @@ class StatisticsGather:
 
     def __init__(self, examples: Mapping[str, int]) -> None:
         self._examples = examples
-        self._layers: tuple[Hidden, ...] = ()
+        self._layers: dict[str, tuple[Hidden, ...]] = {}
         self._counts: dict[str, Mapping[int, int]] = {}
         self._sizes: dict[str, float] = {}
         self._rates: dict[str, float] = {}
-        self._cells: dict[tuple[int, int | None], _Cell] = {}
+        self._cells: dict[tuple[tuple[Hidden, ...], int, int | None], _Cell] = {}
 
     def add(self, client: str, answer: Statistics) -> None:
-        """Take in one client's answer, checked already.
-
-        Raises:
-            AnswerError: If it is about other layers than the answers before.
-        """
-        if answer.layers and self._layers and answer.layers != self._layers:
-            raise AnswerError("other layers to erase in than another client's")
+        """Take in one client's answer, checked already."""
         self._counts[client] = dict(answer.counts)
         if not answer.sums:
             return
-        self._layers = self._layers or answer.layers
+        self._layers[client] = answer.layers
         size = self._sizes[client] = max(_mean_square(s) for s in answer.sums)
         rate = None
         if client in self._examples:
             rate = max(s.count for s in answer.sums) / max(1, self._examples[client])
             self._rates[client] = rate
-        powers = (_power(size), None if rate is None else _power(rate))
+        powers = (answer.layers, _power(size), None if rate is None else _power(rate))
         self._cells.setdefault(powers, _Cell()).take(client, answer.sums)
 
     def result(self, most: int | None = None) -> tuple[LayerAnswers, dict[str, str]]:
@@ -107,19 +102,28 @@ class StatisticsGather:
             most: How many times the others' an answer's outputs, and their number, may be, rounded up to a
                 power of two; None: all answers count.
         """
-        found: dict[str, str] = {}
+        usual, found = self._minority()
         if most is not None and self._sizes:
-            found = self._too_large(most)
+            found |= self._too_large(most, found)
             found |= self._too_many(most, found)
         total = _Cell()
         for _, cell in sorted(self._cells.items(), key=str):
             if not found.keys() & cell.clients:
                 total.add(cell)
         counts = {c: self._counts[c] for c in sorted(self._counts) if c not in found}
-        return LayerAnswers(self._layers, total.result(), counts), found
+        return LayerAnswers(usual, total.result(), counts), found
 
-    def _too_large(self, most: int) -> dict[str, str]:
-        powers = {c: _power(size) for c, size in self._sizes.items()}
+    def _minority(self) -> tuple[tuple[Hidden, ...], dict[str, str]]:
+        """What most say the layers are, of as many the first by name; and those who say otherwise."""
+        claims = Counter(self._layers[c] for c in sorted(self._layers))
+        if not claims:
+            return (), {}
+        usual = claims.most_common(1)[0][0]
+        why = "other layers to erase in than most clients'"
+        return usual, {c: why for c, layers in self._layers.items() if layers != usual}
+
+    def _too_large(self, most: int, others: Container[str]) -> dict[str, str]:
+        powers = {c: _power(size) for c, size in self._sizes.items() if c not in others}
         usual = median_high(powers.values())
         return {
             c: f"outputs of mean square {self._sizes[c]:.3g}, where up to 2^{usual} are usual"
