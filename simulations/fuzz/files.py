@@ -24,8 +24,8 @@ _TYPES = ("F32", "F64", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL", "F8_E4M
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 1 << 40, 1 << 63, 1 << 70, 0.5, -0.5, 1e308, float("nan"), float("inf"),
     "",
-    "x", "head.weight", "bias", "running_mean", "weight", "float32", "int64", "é", "\ud800", "\x00", [],
-    {},
+    "x", "head.weight", "bias", "running_mean", "weight", "float32", "int64", "é", "\ud800",
+    "\x00", [], {},
     [0], [1 << 40], [1 << 40, 1 << 40], [-1], [1.5], ["1"], [True], [[1]], {"shape": [2], "dtype": "float32"},
     "fl-unlearn-update/1", "fl-unlearn-update/2", "fl-unlearn-update/3",
 )  # fmt: skip
