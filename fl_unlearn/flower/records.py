@@ -169,6 +169,21 @@ def read_update(content: RecordDict) -> DampeningUpdate:
         raise UpdateError(f"the message carries no readable update: {e}") from e
 
 
+def write_applied(
+    client: str,
+    digest: str,
+    receipts: Sequence[Mapping[str, str]],
+    seconds: float,
+    *,
+    unsettled: str | None = None,
+) -> RecordDict:
+    """A client's answer to an update; ``unsettled`` says what could not get it, so that it is sent again."""
+    # Not as ASCII: escapes would use up the room that the server gives to each.
+    texts = [json.dumps(r, sort_keys=True, ensure_ascii=False) for r in receipts]
+    extra = {} if unsettled is None else {"unsettled": unsettled[:500]}
+    return RecordDict({HEAD: head(client=client, digest=digest, receipts=texts, seconds=seconds, **extra)})
+
+
 # --------------------------------------------------------------------------- Fisher sums
 def write_fisher(client: str, sums: FisherSums, seconds: float, *, ledger: bool = False) -> RecordDict:
     """A client's Fisher answer, from its ``ledger`` or computed now; values travel as float32."""

@@ -346,5 +346,6 @@ class UnlearningStrategy(Strategy):
         requests = [
             json.dumps({"classes": o.request["classes"], "clients": o.request["clients"]}) for o in operations
         ]
+        updates = [o.client_update for o in operations]  # which the model in these messages has had
         for message in messages:
-            message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})
+            message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests, "updates": updates})
