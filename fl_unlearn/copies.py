@@ -154,7 +154,8 @@ class CopyRegistry:
     def remove(self, path: Path) -> None:
         """Note that a copy is no longer kept. What could not be dampened is then no longer waited for."""
         with self._open() as book:
-            if copy := book.find(Path(path).resolve()):
+            # First by its own name: a link may have come in the copy's place.
+            if copy := book.find(path.parent.resolve() / path.name) or book.find(path.resolve()):
                 if _waits(copy, ""):
                     copy.dropped = True
                 else:
@@ -327,7 +328,7 @@ def _to_tell(copy: Copy, digest: str) -> list[Receipt]:
 
 
 def _read(path: Path) -> tuple[bytes, int]:
-    """A file's content and mode; a symbolic link is refused, since replacing it would leave what it leads to."""
+    """A file's content and mode; of a symbolic link neither: replacing it would leave what it leads to."""
     try:
         with LocalFiles(path.parent).reader(path.name) as file:
             info = os.fstat(file.fileno())
