@@ -147,6 +147,9 @@ class CopyRegistry:
                 book.copies.append(copy)
             elif not personal:
                 copy.has = list(has)
+                for digest in has:  # what could not be done to the file before is nothing to this one
+                    if copy.receipts.get(digest, {}).get("status", "").startswith(FAILED):
+                        del copy.receipts[digest]
             for digest in book.updates:
                 if digest not in copy.has:
                     self._catch_up(book, copy, digest)

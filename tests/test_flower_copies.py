@@ -33,7 +33,7 @@ from fl_unlearn.flower import (
 )
 from fl_unlearn.flower.own_copies import note_received, shortened
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import AnswerError
+from fl_unlearn.types import AnswerError, signature_of
 
 State = dict[str, torch.Tensor]
 
