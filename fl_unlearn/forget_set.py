@@ -20,11 +20,12 @@ def forget_mask(request: ForgetRequest, client: str, labels: Tensor) -> Tensor:
         Booleans of shape (N,), on the labels' device.
 
     Raises:
-        RequestError: If the request names a sample that the client does not have.
+        RequestError: If the request names a sample that the client does not have, or names the client's
+            samples by keys that have not been turned into positions.
     """
     if request.kind == "samples":
         mask = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-        rows = request.samples.get(client, ())
+        rows = request.positions(client)
         if rows and rows[-1] >= len(labels):
             raise RequestError(
                 f"client {client!r} has {len(labels)} training samples, 0 to {len(labels) - 1}; the request "

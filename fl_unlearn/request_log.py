@@ -41,7 +41,8 @@ class RequestRow:
         run: Id of the run it was made in; None when the store has none.
         request: What is to be forgotten.
         settings: How, as `UnlearnSettings.to_json` gives it.
-        position: Its place among the requests submitted before the run; None when it was made directly.
+        position: Its place among the requests submitted before the run; below 0, that of a document
+            (`document_log.position`); None when it was made directly.
         phase: The last one completed.
         facts: What the phases produced, as JSON holds it.
     """

@@ -292,14 +292,14 @@ def test_an_app_with_client_fn(tmp_path: Path) -> None:
     answer = app(Message(question, 7, "query.unlearn_apply"), context)
     assert "applied" in answer.content[records.HEAD]["receipts"][0]
     assert_close(dict(torch.load(path, weights_only=True)), apply_update(state, update), rtol=0, atol=0)
-    message.content[records.FORGOTTEN] = ConfigRecord({"requests": [], "updates": [numbered.digest]})
+    message.content[records.FORGOTTEN] = ConfigRecord({records.UPDATES: [numbered.digest]})
     app(message, context)
     assert_close(dict(torch.load(path, weights_only=True)), dict(state), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("updates", [["a"], ["A" * 64], [7], ["0" * 64] * 10_001])
+@pytest.mark.parametrize("updates", [["a"], ["A" * 64], [7], ["0" * 64] * 10_001, "[", "{}7", 3, '["a"]'])
 def test_what_a_message_tells_is_checked(updates: Any, tmp_path: Path) -> None:
-    record = RecordDict({records.FORGOTTEN: ConfigRecord({"requests": [], "updates": updates})})
+    record = RecordDict({"config": ConfigRecord({records.UPDATES: updates})})
     context = Context(1, 7, {"partition-id": 0}, RecordDict(), {})
     with pytest.raises(AnswerError, match="list of updates is malformed"):
         note_received(Message(record, 7, "train"), context)

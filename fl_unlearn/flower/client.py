@@ -8,7 +8,6 @@ data. Only what a request needs leaves the client: sums over the named classes a
 from __future__ import annotations
 
 import inspect
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,15 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import own_copies, own_fisher, own_measures, own_scores, own_statistics, records
+from fl_unlearn.flower import (
+    forgotten,
+    own_copies,
+    own_fisher,
+    own_measures,
+    own_scores,
+    own_statistics,
+    records,
+)
 from fl_unlearn.flower.local import Local
 from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.flower.own_copies import OwnCopies
@@ -227,11 +234,4 @@ def forgotten_classes(
         context: The client's Context.
         client_name: As given to `attach`.
     """
-    record = message.content.config_records.get(records.FORGOTTEN)
-    if record is None:
-        return ()
-    own = client_name(context)
-    requests = [json.loads(str(r)) for r in records.list_of(record, "requests")]
-    return tuple(
-        sorted({int(c) for r in requests for c in r["classes"] if not r["clients"] or own in r["clients"]})
-    )
+    return forgotten.classes_for(forgotten.read(message.content), client_name(context))

@@ -117,7 +117,9 @@ class Exchange:
         for node, reply in self._flow(waiting):
             silent.discard(node)
             if isinstance(reply, str):
-                log.warning("client node %d failed at %s: %s", node, action, reply)
+                # Of those that have no name to give, whoever asked for names speaks.
+                level = logging.INFO if action == records.IDENTITY else logging.WARNING
+                log.log(level, "client node %d failed at %s: %s", node, action, reply)
             else:
                 self.bytes_up += records.size_of(reply)
                 self.client_seconds += records.read_seconds(reply)

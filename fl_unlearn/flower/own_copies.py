@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
 from fl_unlearn.copies import FAILED, CopyRegistry, Receipt
 from fl_unlearn.copy_file import CopyError, ForeignCopyError, fit
 from fl_unlearn.dampen import DampeningUpdate, change_flat
 from fl_unlearn.flower import records
+from fl_unlearn.flower.forgotten import read_updates
 from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.types import AnswerError, Signature
 
@@ -21,7 +22,6 @@ FolderFn = Callable[[Context], Path | str]
 
 _APPLIED = "unlearn.applied"
 _RECEIVED = "unlearn.received"
-_MOST_UPDATES = 10_000
 _MOST_RECEIPTS = 100
 
 
@@ -77,9 +77,9 @@ class OwnCopies:
             StoreError: If the copy cannot be remembered.
         """
         if message is not None:
-            has = updates_in(message.content)
+            has = read_updates(message.content)
         elif (record := context.state.config_records.get(_RECEIVED)) is not None:
-            has = _digests(record)
+            has = [str(d) for d in records.list_of(record, "updates")]
         else:
             raise CopyError(
                 "which model the copy goes on from is not known: give the training message, as "
@@ -103,29 +103,9 @@ class OwnCopies:
         return CopyRegistry(Path(self._folder).expanduser().absolute() / own)
 
 
-def updates_in(content: RecordDict) -> list[str]:
-    """Digests of the updates that a training message's model has had.
-
-    Raises:
-        AnswerError: If they are no digests.
-    """
-    record = content.config_records.get(records.FORGOTTEN)
-    return [] if record is None else _digests(record)
-
-
-def _digests(record: ConfigRecord) -> list[str]:
-    found = records.list_of(record, "updates")
-    plain = len(found) <= _MOST_UPDATES and all(
-        isinstance(d, str) and len(d) == 64 and set(d) <= set("0123456789abcdef") for d in found
-    )
-    if not plain:
-        raise AnswerError(f"the message's list of updates is malformed: {str(found)[:100]}")
-    return found
-
-
 def note_received(message: Message, context: Context) -> None:
     """Note what a training message tells of its model, where training code does not see messages."""
-    context.state[_RECEIVED] = ConfigRecord({"updates": updates_in(message.content)})
+    context.state[_RECEIVED] = ConfigRecord({"updates": read_updates(message.content)})
 
 
 def apply_everywhere(

@@ -33,13 +33,15 @@ def take_up(
     *,
     position: int | None = None,
     after_round: int | None = None,
+    document: str | None = None,
 ) -> RequestRow:
     """The row of the same request if it was interrupted, or a new one.
 
-    With other settings than then it begins anew, unless it was decided already.
+    With other settings than then it begins anew, unless it was decided already. ``document`` is the ticket of
+    the document that asks for it, for the audit log.
 
     Raises:
-        RequestError: If the plug-in cannot serve a request of this kind.
+        RequestError: If the plug-in cannot serve a request of this kind, or no request on such models.
         SettingsError: If the settings name a metric that there is not.
     """
     check_kind(request)
@@ -53,7 +55,11 @@ def take_up(
     with store.audit.transaction():
         row = store.runs.requests.open(request, settings, position=position, after_round=after_round)
         said = {**request.to_json(), "settings": settings.to_json()}
+        said |= {} if document is None else {"document": document}
         store.audit.append("request", {"request": row.id, **said})
+    if why := store.undampenable:
+        fail(store, row, f"refused: {why}")
+        raise RequestError(f"refused: {why}")
     return row
 
 

@@ -65,10 +65,12 @@ class Queue:
             if queued is not None:
                 self._waiting.remove(queued)
                 served.append(row)
+            elif of_document(row):
+                served.append(row)
             elif run.finished:  # what was asked for after `start`, the same program asks for again
                 self._served.append(row)
         for row in requests.unfinished(run.id):
-            if self._find(row) is None:
+            if self._find(row) is None and not of_document(row):  # documents go on by themselves
                 log.warning(
                     "the request for classes %s was interrupted after the phase %r: make it again, and it "
                     "goes on, or give it up with store.runs.requests.give_up(%d)",
@@ -93,3 +95,8 @@ class Queue:
 
 def _is_due(queued: Queued, rounds_done: int) -> bool:
     return queued.after_round is not None and queued.after_round <= rounds_done
+
+
+def of_document(row: RequestRow) -> bool:
+    """Whether a request was made for a document."""
+    return row.position is not None and row.position < 0

@@ -38,7 +38,9 @@ HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Name of the ConfigRecord that tells clients in training messages what was forgotten."""
+"""Key of a ConfigRecord in training messages, and its name where they have none, that tells what was forgotten."""
+UPDATES = "unlearn.updates"
+"""Key, beside `FORGOTTEN`, that tells which updates the message's model has had."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12

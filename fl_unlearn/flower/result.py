@@ -10,6 +10,7 @@ import torch
 
 from fl_unlearn.calibration import Candidate
 from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.document_status import DocumentStatus, of_request
 from fl_unlearn.metrics.contract import Measured
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
@@ -65,6 +66,7 @@ class ForgetResult:
         client_seconds: Seconds of computing, summed over clients, as they report them.
         bytes_up: Bytes received from clients.
         bytes_down: Bytes sent to clients.
+        document: The document that asked for it, and what became of it; None when the program did.
     """
 
     request: ForgetRequest
@@ -91,6 +93,7 @@ class ForgetResult:
     client_seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
+    document: DocumentStatus | None = None
 
 
 def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -> str:
@@ -160,6 +163,7 @@ def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> F
     measured = facts.get("measured", {})  # older versions did not measure
     result.measured = {k: {when: Measured(**m) for when, m in both.items()} for k, both in measured.items()}
     result.receipts = store.runs.requests.receipts(row.id)
+    result.document = of_request(store, row)
     if facts["update"]:
         try:
             result.update = store.update(facts["update"])

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
+from flwr.common import Parameters, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
 from fl_unlearn.dampen import DampeningUpdate, apply_update, change_flat
@@ -35,13 +37,16 @@ def dampen_arrays(arrays: ArrayRecord, update: DampeningUpdate) -> None:
         arrays[name] = array
 
 
+AnyStrategy = Strategy | LegacyStrategy
+
+
 def dampen_strategy(
-    strategy: Strategy | Memory, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+    strategy: AnyStrategy | Memory, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
 ) -> tuple[list[str], list[str]]:
     """Dampen what a strategy keeps that has the shape of the model.
 
-    Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them in the model's order,
-    as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict. What is
+    Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them or legacy `Parameters`
+    in the model's order, as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict. What is
     named in `FIRST_MOMENTS` and `SECOND_MOMENTS` holds steps of training; all else is taken for values.
 
     Args:
@@ -61,7 +66,7 @@ def dampen_strategy(
 
 
 def dampen_memory(
-    strategy: Strategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+    strategy: AnyStrategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
 ) -> None:
     """`dampen_strategy`, with what it did and what it did not in the log."""
     dampened, skipped = dampen_strategy(strategy, update, names, current)
@@ -77,7 +82,7 @@ class _Walk:
         self.done: list[str] = []
         self.skipped: list[str] = []
 
-    def strategy(self, strategy: Strategy | Memory) -> None:
+    def strategy(self, strategy: AnyStrategy | Memory) -> None:
         if id(strategy) in self.seen:
             return
         self.seen.add(id(strategy))
@@ -93,8 +98,10 @@ class _Walk:
                 self.skipped.append(where)
 
     def value(self, where: str, value: Any, power: int, depth: int) -> None:
-        if isinstance(value, Strategy | Memory):
+        if isinstance(value, AnyStrategy | Memory):
             self.strategy(value)
+        elif isinstance(value, Parameters):
+            self._parameters(where, value, power)
         elif isinstance(value, ArrayRecord | dict | list) and id(value) not in self.seen and len(value):
             self.seen.add(id(value))
             keys = self._keys(value)
@@ -106,6 +113,20 @@ class _Walk:
             elif depth < 1 and not isinstance(value, ArrayRecord):
                 for item in _items(value):
                     self.value(where, item, power, depth + 1)
+
+    def _parameters(self, where: str, value: Parameters, power: int) -> None:
+        """Legacy ones, in place: a server may hold the same object."""
+        if id(value) in self.seen or not value.tensors:
+            return
+        self.seen.add(id(value))
+        arrays = parameters_to_ndarrays(value)
+        keys = self._keys(arrays)
+        if keys is None:
+            self.skipped.append(where)
+            return
+        self._dampen(arrays, keys, power)
+        value.tensors[:] = ndarrays_to_parameters(arrays).tensors
+        self.done.append(where)
 
     def _keys(self, value: Any) -> dict[str, Any] | None:
         """Where in ``value`` each of the model's tensors is; None when it is not shaped like the model."""
