@@ -6,6 +6,8 @@ from flwr.clientapp import ClientApp
 from flwr.common import Context
 
 from existing_client_fn.task import Net, get_weights, load_data, set_weights, test, train
+from fl_unlearn.flower import unlearning_mod
+from fl_unlearn.flower.legacy import forgotten_classes
 
 
 class FlowerClient(NumPyClient):
@@ -22,6 +24,7 @@ class FlowerClient(NumPyClient):
     def fit(self, parameters, config):
         """Train the model with data of this client."""
         set_weights(self.net, parameters)
+        self.trainloader, _ = load(self.context, forgotten_classes(config, self.context))
         train_loss = train(self.net, self.trainloader, self.local_epochs, self.lr, self.device)
         return get_weights(self.net), len(self.trainloader.dataset), {"train_loss": train_loss}
 
@@ -45,8 +48,16 @@ def client_fn(context: Context):
     learning_rate = context.run_config["learning-rate"]
 
     # Return Client instance
-    return FlowerClient(trainloader, valloader, local_epochs, learning_rate).to_client()
+    client = FlowerClient(trainloader, valloader, local_epochs, learning_rate)
+    client.context = context
+    return client.to_client()
+
+
+def load(context: Context, without=()):
+    """This client's data, which requests are about."""
+    node, config = context.node_config, context.run_config
+    return load_data(node["partition-id"], node["num-partitions"], config["batch-size"], without)
 
 
 # Flower ClientApp
-app = ClientApp(client_fn)
+app = ClientApp(client_fn, mods=[unlearning_mod(model=Net, data=load)])

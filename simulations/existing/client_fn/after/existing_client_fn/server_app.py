@@ -7,6 +7,7 @@ from flwr.server.strategy import FedAvg
 from flwr.serverapp import ServerApp
 
 from existing_client_fn.task import Net, get_weights, set_weights
+from fl_unlearn.flower import legacy
 
 
 def get_evaluate_fn(path):
@@ -48,7 +49,8 @@ def server_fn(context: Context):
     )
     config = ServerConfig(num_rounds=num_rounds)
 
-    return ServerAppComponents(strategy=strategy, config=config)
+    components = ServerAppComponents(strategy=strategy, config=config)
+    return legacy.remember(components, store=context.run_config["store"])
 
 
 # Create ServerApp
