@@ -45,6 +45,7 @@ class CertificateResult:
         outstanding: Clients that had not confirmed by ``until``.
         reasons: Of those, what the ones that answered could not change, in their own words.
         refused: Why the request was refused, when it was.
+        requester: Who asked for it by a document; None when the run's program did.
         until: Time of the newest entry of the log when the certificate was made.
     """
 
@@ -58,6 +59,7 @@ class CertificateResult:
     outstanding: tuple[str, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    requester: str | None = None
     until: str = ""
 
     @property
@@ -70,8 +72,9 @@ def export_certificate(store: RunStore, request: str) -> dict[str, Any]:
     """The certificate of one request, as plain values for JSON.
 
     Entries belong to a request when their body says ``"request": number`` (that of "decided": in the request
-    that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations. Exported
-    are those signed with the key of the decision; the head is the newest entry signed with it.
+    that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations; so do
+    those of the document that asked for it. Exported are those signed with the key of the decision; the head is
+    the newest entry signed with it.
 
     Args:
         store: The store; may be read-only.
@@ -218,12 +221,14 @@ def _belonging(entries: Iterable[Entry], request: str) -> list[Entry]:
     decisions = [e.body for e in entries if e.kind == "decided" and e.body["operation"] in operations]
     updates = {body["update"] for body in decisions}
     clients = {client for body in decisions for client in body["clients"]}
+    documents = {e.body.get("document") for e in entries if _number(e) in numbers} - {None}
     return [
         e
         for e in entries
         if _number(e) in numbers
         or e.body.get("operation") in operations
         or (e.kind == "kept" and e.body["update"] in updates)
+        or (e.kind == "document" and e.body["document"] in documents)
         or (e.kind == "identified" and e.body["owner"] in clients)
     ]
 
@@ -287,5 +292,6 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
         outstanding=outstanding,
         reasons={client: why for client, why in reasons.items() if client in outstanding},
         refused=tuple(str(e.body.get("message")) for e in entries if e.kind == "refused"),
+        requester=next((e.body["requester"] for e in entries if "requester" in e.body), None),
         until=head.time,
     )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
+from fl_unlearn import document_log
 from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.document_log import ACCEPTED, COMMITTED, DECLINED, EXPIRED, FAILED, DocumentRow, time_text
 from fl_unlearn.inbox import received
@@ -18,6 +19,8 @@ from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import DocumentError, RequestError, StoreError
 
 WAITING, SERVING = "waiting", "serving"
+REFUSALS = (document_log.REFUSED, EXPIRED)
+STATES = (WAITING, SERVING, *document_log.STATES)
 SHORTEST_PREFIX = 6
 
 
@@ -100,8 +103,8 @@ def find(store: RunStore, name: str) -> DocumentStatus:
     ]
     if len({s.id or s.ticket for s in found}) != 1:
         raise RequestError(
-            f"{len(found) or 'no'} documents in {store.folder} are called {name!r}; give an id or a "
-            f"ticket (`fl-unlearn request list` shows them), or at least its first {SHORTEST_PREFIX} characters"
+            f"{len(found) or 'no'} documents in {store.folder} are called {name!r}; give an id or a ticket "
+            f"as `fl-unlearn request list` shows them, or at least {SHORTEST_PREFIX} characters of one"
         )
     kept = [s for s in found if s.target is not None]
     return kept[0] if kept else found[-1]

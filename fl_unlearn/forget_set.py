@@ -36,4 +36,4 @@ def forget_mask(request: ForgetRequest, client: str, labels: Tensor) -> Tensor:
     named = not request.clients or client in request.clients
     if request.kind == "client" or not named:
         return torch.full(labels.shape, named, device=labels.device)
-    return torch.isin(labels, torch.tensor(request.classes, dtype=labels.dtype, device=labels.device))
+    return torch.isin(labels.long(), torch.tensor(request.classes, device=labels.device))

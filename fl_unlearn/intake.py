@@ -9,16 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 
 from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.document_log import ACCEPTED, CANCELLED, EXPIRED, REFUSED, DocumentRow
 from fl_unlearn.inbox import received
-from fl_unlearn.lock import StoreBusyError
 from fl_unlearn.policy import Policy
 from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import REFUSAL_CODES, DocumentError, PolicyError, RequestError, StoreError
+from fl_unlearn.types import REFUSAL_CODES, DocumentError, PolicyError, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -45,39 +43,22 @@ def take_in(store: RunStore, policy: Policy | None = None) -> list[DocumentRow]:
             log.info("document %s of %r: %s %s", row.id, row.requester, row.state, row.message)
             taken.append(row)
         _remove(store, ticket)
-    for ticket in store.inbox.cancellations():
-        _cancel(store, ticket)
-        _remove(store, ticket)
+    take_cancellations(store)
     store.inbox.sweep()
     return taken
 
 
-def take_in_now(
-    folder: Path,
-    policy: Policy,
-    *,
-    signing_key: str | Path | None = None,
-    audit_head: str | Path | None = None,
-) -> str | None:
-    """`take_in`, if no run holds the store.
+def take_cancellations(store: RunStore) -> None:
+    """Cancel accepted documents that are to be cancelled; those that wait are decided about by `take_in`.
 
-    Args:
-        folder: The store's folder.
-        policy: Who may ask for what.
-        signing_key: As `RunStore` takes it.
-        audit_head: As `RunStore` takes it.
-
-    Returns:
-        Why the documents go on waiting; None when they were taken in.
+    Raises:
+        StoreError: If the store cannot be written.
     """
-    try:
-        with RunStore(folder, signing_key=signing_key, audit_head=audit_head) as store:
-            take_in(store, policy)
-    except StoreBusyError:
-        return "a run holds the store and takes it in when it comes to its next round, or to its end"
-    except StoreError as e:
-        return f"the store cannot be written now: {e}"
-    return None
+    waiting = set(store.inbox.waiting())
+    for ticket in store.inbox.cancellations():
+        if ticket not in waiting:
+            _cancel(store, ticket)
+            _remove(store, ticket)
 
 
 def check(
@@ -182,23 +163,3 @@ def _remove(store: RunStore, ticket: str) -> None:
         store.inbox.remove(ticket)
     except StoreError as e:  # it is recorded, so it is not taken in again
         log.warning("what was taken in stays in the inbox: %s", e)
-
-
-def cancel(store: RunStore, ticket: str) -> None:
-    """Ask that a document be cancelled; whoever holds the store does it, unless it is being served by then.
-
-    Args:
-        store: The store; may be read-only.
-        ticket: Which.
-
-    Raises:
-        RequestError: If there is no such document, or it is too late.
-        StoreError: If that cannot be written down.
-    """
-    row = store.documents.of_ticket(ticket)
-    if row is None and ticket not in store.inbox.waiting():
-        raise RequestError(f"there is no document {ticket!r} in {store.folder}")
-    if row is not None and (row.state != ACCEPTED or store.documents.request(row) is not None):
-        state = "being served" if row.state == ACCEPTED else row.state
-        raise RequestError(f"document {row.id or ticket} cannot be cancelled any more: it is {state}")
-    store.inbox.cancel(ticket)

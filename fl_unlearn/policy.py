@@ -16,7 +16,7 @@ A policy is a TOML file::
     classes = "any"                 # or a list such as [3, 4]: may have these forgotten by everybody
 
 With a policy, every document must be signed by one of its requesters. A run without one accepts what anybody
-who can write to the store's folder asks for, signed or not. A document says nothing of the federation that it is
+who can write to the store's folder asks for, signed or not. A document does not say which federation it is
 meant for: one key must not stand in the policies of two, or what is asked of one can be brought to the other.
 """
 
@@ -78,11 +78,11 @@ class Requester:
         """
         clients = _beyond(self.clients, request.samples or request.clients)
         if request.kind != "classes":
-            return clients and f"the clients {clients}"
+            return f"the clients {clients}" if clients else None
         classes = _beyond(self.classes, request.classes)
         if not request.clients:
-            return classes and f"the classes {classes} of everybody"
-        return classes and clients and f"the classes {classes} of the clients {clients}"
+            return f"the classes {classes} of everybody" if classes else None
+        return f"the classes {classes} of the clients {clients}" if classes and clients else None
 
 
 class Policy:
@@ -178,8 +178,8 @@ class Policy:
         if age > self.max_age:
             raise PolicyError(
                 "expired",
-                f"document {document.id} was created {age.days} days ago, and the policy takes none older than "
-                f"{self.max_age / timedelta(days=1):g} days; make a new one",
+                f"document {document.id} was created {age.days} days ago, and the policy takes none older "
+                f"than {self.max_age / timedelta(days=1):g} days; make a new one",
             )
         document.check_deadline(now)
 

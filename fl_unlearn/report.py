@@ -23,6 +23,7 @@ from fl_unlearn.report_record import (
     CandidateRow,
     ClientLists,
     Cost,
+    DocumentLine,
     MeasureRow,
     ModelRow,
     RetrainedScores,
@@ -37,6 +38,7 @@ __all__ = [
     "CandidateRow",
     "ClientLists",
     "Cost",
+    "DocumentLine",
     "MeasureRow",
     "ModelRow",
     "RetrainedScores",
@@ -221,6 +223,31 @@ def _process(report: UnlearnReport) -> list[str]:
     ]
 
 
+def _documents(report: UnlearnReport) -> list[str]:
+    """Who asked, and who asked in vain."""
+    parts, d = [], report.document
+    if d is not None:
+        met = {True: "met", False: "missed", None: "not applicable"}[d.deadline_met]
+        until = "none" if d.deadline is None else f"{_text(d.deadline)} ({met})"
+        lines = [
+            f"Asked by {_text(d.requester)} in document {_text(d.id)}, written {_text(d.created)}, received "
+            f"{_text(d.received)}",
+            f"Deadline: {until}",
+            f"Outcome: {_text(d.state)}, {_text(d.changed)}",
+        ]
+        parts += ["## Who asked", "\n".join(f"- {line}" for line in lines)]
+    if report.refusals:
+        said = [
+            (r.received, r.requester or "unknown", r.id or "-", r.code, r.message) for r in report.refusals
+        ]
+        rows = [[_text(cell) for cell in row] for row in said]
+        parts += [
+            "## Documents that this store has refused",
+            _table("| received | says it is from | document | code | why |", rows),
+        ]
+    return parts
+
+
 def _page(report: UnlearnReport, lineage: bool) -> str:
     several = "es" if len(report.request.classes) > 1 else ""
     what = f"class{several} {_listed(report.request.classes, '')}"
@@ -230,6 +257,7 @@ def _page(report: UnlearnReport, lineage: bool) -> str:
         _outcome(report),
         f"- Asked: forget {what}, of {_listed(report.request.clients, 'every client that holds it')}.\n"
         f"- Reason given: {_text(report.request.reason) or 'none'}",
+        *_documents(report),
         *_scores(report),
         *_measures(report),
         *(["![Lineage of the models](lineage.png)"] if lineage else []),

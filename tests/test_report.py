@@ -115,7 +115,7 @@ def page(report: UnlearnReport, folder: Path) -> str:
 def test_json_has_exactly_the_agreed_names() -> None:
     plain = committed().to_json()
     assert set(plain) == CONTRACT
-    assert plain["schema_version"] == "1.1"
+    assert plain["schema_version"] == "1.2"
     assert plain["request"] == {"classes": [3], "clients": [], "reason": "a customer left"}
     assert all(set(m) == MODEL_KEYS for m in [*plain["models"], plain["final"]])
     assert set(plain["retrained"]) == {"forget_accuracy", "retain_accuracy"}

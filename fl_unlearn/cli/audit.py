@@ -201,6 +201,7 @@ def _show_certificate(result: CertificateResult) -> None:
     asked = result.asked or {}
     facts = [
         ("request", result.request),
+        ("asked by", result.requester or "the run's program"),
         ("classes", some([str(c) for c in asked.get("classes") or ()], 20) or "-"),
         ("clients", some([str(c) for c in asked.get("clients") or ()], 20) or "all holders"),
         ("decided", result.decided or "no"),
