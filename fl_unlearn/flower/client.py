@@ -118,13 +118,7 @@ class Responder:
         ledger = self.ledger(context) if self.ledger else None
         if ledger and (removed := ledger.clear()):  # sums of what was forgotten, for a model that is no more
             receipts.append({"copy": "the ledger", "status": f"removed: {removed} Fisher sums"})
-        return records.write_applied(
-            client,
-            update.digest,
-            own_copies.shortened(receipts),
-            time.perf_counter() - started,
-            unsettled=own_copies.failures(receipts),
-        )
+        return own_copies.answer(client, update, receipts, time.perf_counter() - started)
 
     def measure(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Measure the models in the message on local data, by the metrics that it names."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fl_unlearn.copies import FAILED, CopyRegistry, Receipt
 from fl_unlearn.copy_file import CopyError, ForeignCopyError, fit
@@ -166,6 +167,16 @@ def _changed(arrays: ArrayRecord, update: DampeningUpdate, model: Signature) -> 
         change_flat(flat, change)
         state[name] = flat.reshape(state[name].shape)
     return records.to_arrays(state)
+
+
+def answer(client: str, update: DampeningUpdate, receipts: Sequence[Receipt], seconds: float) -> RecordDict:
+    """A client's answer to an update; if it could not get everywhere, it says so and will be sent again."""
+    # Not as ASCII: escapes would use up the room that the server gives to each.
+    texts = [json.dumps(r, sort_keys=True, ensure_ascii=False) for r in shortened(receipts)]
+    why = failures(receipts)
+    said = {"digest": update.digest, "receipts": texts, "seconds": seconds}
+    extra = {} if why is None else {"unsettled": why}
+    return RecordDict({records.HEAD: records.head(client=client, **said, **extra)})
 
 
 def failures(receipts: Iterable[Receipt]) -> str | None:

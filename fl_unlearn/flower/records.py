@@ -38,7 +38,7 @@ HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Key of a ConfigRecord in training messages, and its name where they have none, that tells what was forgotten."""
+"""Key in a ConfigRecord of training messages, and its name where they have none: what was forgotten."""
 UPDATES = "unlearn.updates"
 """Key, beside `FORGOTTEN`, that tells which updates the message's model has had."""
 
@@ -169,21 +169,6 @@ def read_update(content: RecordDict) -> DampeningUpdate:
         return DampeningUpdate.from_tensors(header, to_state(arrays))
     except (KeyError, AnswerError) as e:
         raise UpdateError(f"the message carries no readable update: {e}") from e
-
-
-def write_applied(
-    client: str,
-    digest: str,
-    receipts: Sequence[Mapping[str, str]],
-    seconds: float,
-    *,
-    unsettled: str | None = None,
-) -> RecordDict:
-    """A client's answer to an update; ``unsettled`` says what could not get it, so that it is sent again."""
-    # Not as ASCII: escapes would use up the room that the server gives to each.
-    texts = [json.dumps(r, sort_keys=True, ensure_ascii=False) for r in receipts]
-    extra = {} if unsettled is None else {"unsettled": unsettled[:500]}
-    return RecordDict({HEAD: head(client=client, digest=digest, receipts=texts, seconds=seconds, **extra)})
 
 
 # --------------------------------------------------------------------------- Fisher sums
