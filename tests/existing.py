@@ -67,7 +67,7 @@ def modules(project: str, when: str) -> Iterator[tuple[ModuleType, ModuleType, M
 
 def run(project: str, when: str, tamper: Any = None, **config: Any) -> dict[int, int]:
     """Run an app in this process; returns per label how many test pictures the final model gets right."""
-    defaults = {"fraction-evaluate": 1.0, "local-epochs": 2, "learning-rate": 0.1, "batch-size": 32}
+    defaults = {"fraction-evaluate": 1.0, "local-epochs": 1, "learning-rate": 0.1, "batch-size": 32}
     config = {**defaults, **{k.replace("_", "-"): v for k, v in config.items()}}
     with modules(project, when) as (server, client, _):
         grid = LocalGrid(dict.fromkeys(range(100, 100 + NODES), client.app), tamper, **config)

@@ -31,7 +31,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
     numbered=st.booleans(),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_part_gets_what_it_would_get_in_the_whole(
     format_: str, dtype: torch.dtype, held: set[str], erases: bool, numbered: bool, seed: int
 ) -> None:
@@ -163,7 +163,7 @@ def test_files_that_cannot_be_read(data: bytes, match: str, capsys: pytest.Captu
 
 
 @given(data=st.data(), format_=st.sampled_from(sorted(cases.FORMATS)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_damaged_files_are_refused_or_read_but_never_crash(data: Any, format_: str) -> None:
     content = np.frombuffer(cases.FORMATS[format_](cases.model()), np.uint8).copy()
     for _ in range(data.draw(st.integers(1, 4))):

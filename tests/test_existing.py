@@ -51,8 +51,8 @@ def test_before_and_after_train_the_same_bits(project: str, tmp_path: Path) -> N
     for when in ("before", "after"):
         path = tmp_path / f"{when}.pt"
         store = {"store": str(tmp_path / "store")} if when == "after" else {}
-        hits = existing.run(project, when, final_model=str(path), num_server_rounds=2, **store)
-        assert sum(hits.values()) > 250, "of 361 test pictures"
+        hits = existing.run(project, when, final_model=str(path), num_server_rounds=1, **store)
+        assert sum(hits.values()) > 180, "of 361 test pictures"
         models[when] = torch.load(path, weights_only=True)
     assert {n: t.numpy().tobytes() for n, t in models["before"].items()} == {
         n: t.numpy().tobytes() for n, t in models["after"].items()
@@ -71,12 +71,12 @@ def test_after_forgets_between_rounds_and_does_not_learn_it_again(project: str, 
                 Inbox(store).add(DOCUMENT)
         return reply
 
-    options = {"final_model": str(tmp_path / "m.pt"), "num_server_rounds": 5, "store": str(store)}
+    options = {"final_model": str(tmp_path / "m.pt"), "num_server_rounds": 4, "store": str(store)}
     hits = existing.run(project, "after", ask, **options)
     assert hits[FORGET] == 0
-    assert sum(hits.values()) > 270, "of 325 pictures of the other digits"
+    assert sum(hits.values()) > 250, "of 325 pictures of the other digits"
     last = check_forgotten(project, store)
-    assert last == "r0005-global"
+    assert last == "r0004-global"
 
 
 def check_forgotten(project: str, folder: Path) -> str:
@@ -105,8 +105,8 @@ def test_a_local_model_that_clients_keep_forgets_too(tmp_path: Path) -> None:
                 Inbox(store).add(DOCUMENT)
         return reply
 
-    options = {"final_model": str(tmp_path / "m.pt"), "num_server_rounds": 2, "store": str(store)}
-    existing.run("pytorch", "copies", ask, **options, client_folder=str(kept))
+    options = {"final_model": str(tmp_path / "m.pt"), "num_server_rounds": 2, "local_epochs": 2}
+    existing.run("pytorch", "copies", ask, **options, store=str(store), client_folder=str(kept))
     with RunStore(store, read_only=True) as opened:
         (receipt, _) = (json.loads(r.partition(": ")[2]) for r in opened.runs.requests.receipts(1))
         update = opened.operations.all()[0]

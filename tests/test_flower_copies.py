@@ -82,7 +82,7 @@ def trained(folder: Path, **kwargs: Any) -> tuple[Site, UnlearningStrategy, fed.
     site = Site(folder / "site")
     strategy = UnlearningStrategy(fed.fedavg(), store=folder / "store", **kwargs)
     grid = fed.grid(make=site.app)
-    return site, strategy, grid, train(strategy, grid, 3)
+    return site, strategy, grid, train(strategy, grid, 2)
 
 
 def train(strategy: UnlearningStrategy, grid: fed.LocalGrid, rounds: int) -> ArrayRecord:
@@ -103,7 +103,7 @@ def test_copies_are_dampened_on_commit_and_the_audit_log_says_so(tmp_path: Path)
     store = RunStore(tmp_path / "store", signing_key=tmp_path / "key.pem", audit_head=tmp_path / "head.json")
     strategy = UnlearningStrategy(fed.fedavg(), store=store)
     grid = fed.grid(make=site.app)
-    arrays = train(strategy, grid, 3)
+    arrays = train(strategy, grid, 2)
     before = {(c, n): site.read(c, n) for c in range(fed.CLIENTS) for n in ("last.pt", "head.pt")}
     digests = {key: sha256(site.path(*key).read_bytes()).hexdigest() for key in before}
     assert fed.accuracy(before[1, "last.pt"], 3) > 0.9
