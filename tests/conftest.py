@@ -1,12 +1,16 @@
 """Settings for all tests: no telemetry, one thread per test process, no network."""
 
 import os
+import sys
+import time
+from types import SimpleNamespace
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -15,3 +19,17 @@ torch.set_num_threads(1)
 # A deadline would make a busy machine fail a test.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+@pytest.fixture(autouse=True)
+def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent client of a federation in one process stays silent: its timeout passes at once."""
+    slept = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + slept, sleep=sleep)
+    if exchange := sys.modules.get("fl_unlearn.flower.exchange"):
+        monkeypatch.setattr(exchange, "time", clock)

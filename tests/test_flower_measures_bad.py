@@ -122,12 +122,12 @@ def test_shares_have_a_bound() -> None:
 
 def test_a_client_that_never_trained_may_not_outweigh_all_others() -> None:
     panel = Panel(None, THREE, UnlearnSettings(), {"0": 45, "1": 60})  # type: ignore[arg-type]
-    panel._plausible("new", 20 * 60)
+    panel.plausible("new", 20 * 60)
     with pytest.raises(AnswerError, match="where no known client trained on more than 60 in a round"):
-        panel._plausible("new", 20 * 60 + 1)
+        panel.plausible("new", 20 * 60 + 1)
     with pytest.raises(AnswerError, match="where this client trained on at most 45 in a round"):
-        panel._plausible("0", 20 * 45 + 1)
-    Panel(None, THREE, UnlearnSettings(), {})._plausible("new", 10**12)  # type: ignore[arg-type]
+        panel.plausible("0", 20 * 45 + 1)
+    Panel(None, THREE, UnlearnSettings(), {}).plausible("new", 10**12)  # type: ignore[arg-type]
 
 
 def test_reasons_from_outside_are_short_and_can_be_stored(tmp_path: Path) -> None:

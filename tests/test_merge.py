@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import references_update as reference
 import torch
@@ -29,6 +31,15 @@ def test_rule_equals_reference(rule: str, given_parts: list[FisherPart]) -> None
     torch.testing.assert_close(merge(given_parts, rule), expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["max", "mean", "sum", "max-divided"])
+@given(parts(), st.randoms(use_true_random=False))
+def test_order_does_not_matter(rule: str, given_parts: list[FisherPart], shuffled: random.Random) -> None:
+    merged = merge(given_parts, rule)
+    shuffled.shuffle(given_parts)
+    for name, tensor in merge(given_parts, rule).items():
+        assert torch.equal(tensor, merged[name])
+
+
 def test_parts_without_samples_are_ignored() -> None:
     full = FisherPart("a", 0, {"w": torch.tensor([1.0, 2.0])}, 3)
     empty = FisherPart("b", 0, {"w": torch.tensor([9.0, 9.0])}, 0)
@@ -48,7 +59,18 @@ def test_unknown_and_new_rules() -> None:
     part = FisherPart("a", 0, {"w": torch.tensor([4.0])}, 1)
     with pytest.raises(SettingsError, match="unknown merge rule 'median'; known: max"):
         merge([part], "median")
-    register("first")(lambda parts: {n: t.double() for n, t in parts[0].mean.items()})
+
+    class First:
+        def __init__(self) -> None:
+            self.parts: list[FisherPart] = []
+
+        def add(self, part: FisherPart) -> None:
+            self.parts.append(part)
+
+        def result(self) -> dict[str, torch.Tensor]:
+            return {n: t.double() for n, t in self.parts[0].mean.items()}
+
+    register("first")(First)
     try:
         assert merge([part], "first")["w"].item() == 4.0
         with pytest.raises(SettingsError, match="registered already"):

@@ -21,8 +21,7 @@ from restarts import (
 from test_recovery_requests import afterwards, start
 
 from fl_unlearn.audit_entry import read_head
-from fl_unlearn.flower import UnlearningStrategy, forget, records
-from fl_unlearn.flower.panel import Panel
+from fl_unlearn.flower import UnlearningStrategy, forget, records, session
 from fl_unlearn.flower.recorder import values_of
 from fl_unlearn.flower.session import Session
 from fl_unlearn.operations import OperationLedger
@@ -33,7 +32,7 @@ from fl_unlearn.types import UnlearnSettings
 THREE = restarts.THREE
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, cls: type, method: str, work: Callable[[], Any]) -> None:
+def interrupted(monkeypatch: pytest.MonkeyPatch, cls: Any, method: str, work: Callable[[], Any]) -> None:
     """The user presses Ctrl-C in a session that goes on, because a client does not answer."""
     with monkeypatch.context() as patched:
         patched.setattr(cls, method, Mock(side_effect=KeyboardInterrupt))
@@ -73,7 +72,7 @@ def test_a_model_from_before_the_decision_gets_the_update_too(
         return forget(network, THREE, strategy.store, current=current)
 
     interrupted(monkeypatch, Session, "_tell", serve)
-    interrupted(monkeypatch, Panel, "ask_scores", serve)  # the phase before was noted by then
+    interrupted(monkeypatch, session, "ask_scores", serve)  # the phase before was noted by then
     result = serve()
     assert result.after[0].accuracy() == 0.0
     stored = strategy.store.latest()[1].state

@@ -11,8 +11,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from itertools import chain
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,19 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl_unlearn.batches import sample, take_rows, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.erase_layers import Hidden, Statistics, find_layers
 from fl_unlearn.files import write_atomically
-from fl_unlearn.fisher import find_head, fisher_diagonal
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import own_measures, records, statistics
-from fl_unlearn.flower.own_data import groups, split
-from fl_unlearn.layer_stats import layer_sums
+from fl_unlearn.flower import own_fisher, own_measures, own_scores, own_statistics, records
+from fl_unlearn.flower.local import Local
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
-    FisherError,
     MeasureError,
     ModelMismatchError,
-    RequestError,
     UnlearnError,
     signature_difference,
     signature_of,
 )
-from fl_unlearn.verify import score_candidates
 
 ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
@@ -51,10 +43,20 @@ Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Messag
 
 _APPLIED = "unlearn.applied"
 
+_QUESTIONS: dict[str, Callable[[Local, ConfigRecord, RecordDict], RecordDict]] = {
+    records.FISHER: own_fisher.answer,
+    records.SCORE: own_scores.answer,
+    records.STATISTICS: own_statistics.answer,
+}
+
 
 def partition_name(context: Context) -> str:
     """The default name of a client: its partition id, which is stable, or else its node id."""
     return str(context.node_config.get("partition-id", context.node_id))
+
+
+def _no_ledger(context: Context) -> None:
+    return None
 
 
 class Responder:
@@ -90,15 +92,16 @@ class Responder:
         client = self.client_name(context)
         answer = {
             records.IDENTITY: self.identity,
-            records.FISHER: self.fisher,
-            records.SCORE: self.scores,
             records.APPLY: self.apply,
-            records.STATISTICS: self.statistics,
             records.MEASURE: self.measure,
-        }[action]
+        }.get(action)
         try:
             record = records.read_head(message.content)
-            return Message(answer(client, record, message.content, context), reply_to=message)
+            if answer is None:
+                content = _QUESTIONS[action](self._local(client, context), record, message.content)
+            else:
+                content = answer(client, record, message.content, context)
+            return Message(content, reply_to=message)
         except UnlearnError as e:
             return records.failure(message, client, f"{type(e).__name__}: {e}")
 
@@ -107,87 +110,6 @@ class Responder:
     ) -> RecordDict:
         """Say which client this node is."""
         return RecordDict({records.HEAD: records.head(client=client)})
-
-    def fisher(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
-        """Fisher sums of the model in the message over this client's training data, or from its ledger."""
-        model, names = self._load(records.read_model(content), context)
-        classes, ignored = groups(client, record)
-        head, share = str(record["head"]) or None, record.get("reference-share")
-        self._check_classes(model, classes, head)
-
-        asked: dict[str, Any] = {"kind": str(record["kind"]), "scope": str(record["scope"]), "head": head}
-        asked |= {"device": self.device, "reference_share": share}
-        ledger, held = self.ledger(context) if self.ledger else None, False
-        if ledger is None:
-            loader = split(self.data(context))[0]
-            started = time.perf_counter()
-            sums = fisher_diagonal(model, loader, keep_classes=[*classes, *ignored], **asked)
-            sums = sums.without(ignored)
-        else:
-            started, asked["keep"] = time.perf_counter(), record.get("passing") is not True
-            sums, held = ledger.answer(
-                model, lambda: split(self.data(context))[0], classes=classes, ignored=ignored, **asked
-            )
-        for group, tensors in sums.sums.items():
-            sums.sums[group] = {names[n]: t for n, t in tensors.items()}
-        return records.write_fisher(client, sums, time.perf_counter() - started, ledger=held)
-
-    @staticmethod
-    def _check_classes(model: nn.Module, classes: list[int], head: str | None) -> None:
-        try:
-            count = find_head(model, head)[1].out_features
-        except FisherError:
-            return
-        if unknown := [c for c in classes if c >= count]:
-            raise RequestError(f"unknown class {unknown[0]}: the model has the classes 0 to {count - 1}")
-
-    def statistics(
-        self, client: str, record: ConfigRecord, content: RecordDict, context: Context
-    ) -> RecordDict:
-        """Sums of one hidden layer's outputs in each model of the message, over local training data."""
-        (classes, ignored), head = groups(client, record), str(record["head"]) or None
-        layers: list[Hidden] = []
-        seconds, sums = 0.0, []
-        for i in range(records.ints(record, "models")[0]):
-            model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
-            self._check_classes(model, classes, head)
-            batches = iter(split(self.data(context))[0])
-            first = next((b for b in batches if len(unpack(b)[1])), None)
-            if first is None:  # without a sample to run, nothing is known of the model
-                return statistics.write(client, Statistics(), seconds)
-            started = time.perf_counter()
-            if not layers:
-                rows = to_device(take_rows(unpack(first)[0], slice(2)), self.device)
-                layers = find_layers(model, rows, str(record["erase"]), head=head)
-            at = layers[records.ints(record, "position")[0]].layer
-            data = chain([first], batches)
-            sums.append(layer_sums(model, data, [at], classes, ignored=ignored, device=self.device)[at])
-            seconds += time.perf_counter() - started
-        theirs = tuple(replace(h, weight=names[h.weight], shift=names[h.shift]) for h in layers)
-        return statistics.write(client, Statistics(theirs, tuple(sums)), seconds)
-
-    def scores(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
-        """Scores of each model in the message, as it is and under each candidate, on local data."""
-        thresholds, dampenings = (records.list_of(record, key) for key in ("thresholds", "dampenings"))
-        grid = [(float(t), float(lam)) for t, lam in zip(thresholds, dampenings, strict=True)]
-        base = records.read_update(content) if grid else None
-        # Gathered once: loaders may shuffle or be exhausted, and all models must be scored on the same data.
-        parts = split(self.data(context))
-        batches = sample(
-            chain.from_iterable(reversed(parts)),
-            records.ints(record, "classes"),
-            records.ints(record, "samples")[0],
-        )
-        seconds, rows = 0.0, []
-        for i in range(records.ints(record, "models")[0]):
-            model, names = self._load(records.read_model(content, f"{records.MODEL}.{i}"), context)
-            own = base.renamed({theirs: name for name, theirs in names.items()}) if base else None
-            candidates = [None, *(own.variant(t, lam) for t, lam in grid)] if own else [None]
-            head = str(record["head"]) or None
-            started = time.perf_counter()
-            rows.append(score_candidates(model, batches, candidates, device=self.device, head=head))
-            seconds += time.perf_counter() - started
-        return records.write_scores(client, rows, seconds)
 
     def apply(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Apply the update to every copy of the model that this client keeps, once; answer with receipts."""
@@ -246,6 +168,11 @@ class Responder:
         if len({*models.values(), fresh}) <= len(models):
             raise MeasureError("`model` must build a new model at every call, it returned one twice")
         return own_measures.answer(client, record, self.data(context), models, fresh)
+
+    def _local(self, client: str, context: Context) -> Local:
+        ledger = self.ledger or _no_ledger
+        load, data = partial(self._load, context=context), partial(self.data, context)
+        return Local(client, load, data, self.device, partial(ledger, context))
 
     def _build(self, context: Context) -> nn.Module:
         return self.model(context) if self._takes_context else self.model()

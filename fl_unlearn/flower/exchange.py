@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -13,6 +14,12 @@ from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.flower import records
 
 log = logging.getLogger(__name__)
+
+IN_FLIGHT = 64
+"""How many clients are asked at a time: the SuperLink holds a copy of every question that is out."""
+
+_PATIENCE = 10.0  # seconds without an answer before more are asked
+_SHORTEST, _LONGEST = 0.05, 2.0  # seconds between looks at what has come
 
 
 def unidentified(node: int) -> str:
@@ -85,15 +92,62 @@ class Exchange:
             action: One of `records.ACTIONS`.
             contents: Node id to the message's content.
         """
-        sent = [Message(content, node, f"query.{action}") for node, content in contents.items()]
-        log.info("asking %d clients: %s", len(sent), action)
-        answers = match(sent, self.grid.send_and_receive(sent, timeout=self.timeout)) if sent else Answers()
-        self.bytes_down += sum(records.size_of(c) for c in contents.values())
-        for content in answers.ok.values():
-            self.bytes_up += records.size_of(content)
-            self.client_seconds += records.read_seconds(content)
-        for node, reason in answers.failed.items():
-            log.warning("client node %d failed at %s: %s", node, action, reason)
-        if answers.silent:
-            log.warning("%d clients did not answer %s: %s", len(answers.silent), action, answers.silent[:10])
+        answers = Answers(silent=sorted(contents))
+        for node, reply in self.each(action, contents):
+            answers.silent.remove(node)
+            if isinstance(reply, str):
+                answers.failed[node] = reply
+            else:
+                answers.ok[node] = reply
         return answers
+
+    def each(self, action: str, contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict | str]]:
+        """As `ask`, but gives each answer as it arrives, so that not all need be held at once.
+
+        At most `IN_FLIGHT` questions are out at a time, unless those who have them do not answer.
+
+        Yields:
+            Node id and what it answers, or the reason of its failure. Nodes that never come were silent.
+        """
+        log.info("asking %d clients: %s", len(contents), action)
+        waiting = [Message(content, node, f"query.{action}") for node, content in contents.items()]
+        sizes = {id(c): records.size_of(c) for c in {id(c): c for c in contents.values()}.values()}
+        self.bytes_down += sum(sizes[id(c)] for c in contents.values())
+        silent = set(contents)
+        for node, reply in self._flow(waiting):
+            silent.discard(node)
+            if isinstance(reply, str):
+                log.warning("client node %d failed at %s: %s", node, action, reply)
+            else:
+                self.bytes_up += records.size_of(reply)
+                self.client_seconds += records.read_seconds(reply)
+            yield node, reply
+        if silent:
+            log.warning("%d clients did not answer %s: %s", len(silent), action, sorted(silent)[:10])
+
+    def _flow(self, waiting: list[Message]) -> Iterator[tuple[int, RecordDict | str]]:
+        """Push messages, as many at a time as may be out, and pull what comes back until the timeout."""
+        out: dict[str, Message] = {}
+        waiting.reverse()
+        deadline, moved, pause = time.monotonic() + self.timeout, time.monotonic(), _SHORTEST
+        while waiting or out:
+            stalled = time.monotonic() > moved + min(_PATIENCE, self.timeout / 8)
+            if waiting and (len(out) < IN_FLIGHT or stalled):
+                room = IN_FLIGHT if stalled else IN_FLIGHT - len(out)
+                batch = [waiting.pop() for _ in range(min(room, len(waiting)))]
+                self.grid.push_messages(batch)
+                out |= {m.metadata.message_id: m for m in batch}
+                moved = time.monotonic()
+            replies = list(self.grid.pull_messages(list(out)))
+            answers = match([*out.values()], replies)
+            for reply in replies:
+                out.pop(reply.metadata.reply_to_message_id, None)
+            yield from answers.ok.items()
+            yield from answers.failed.items()
+            if replies:
+                moved, pause = time.monotonic(), _SHORTEST
+            elif time.monotonic() > deadline:
+                return
+            elif out:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST)

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
-from fl_unlearn import evidence, request_log
+from fl_unlearn import request_log
 from fl_unlearn.apply import stage
-from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge
-from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
-from fl_unlearn.erasing import erased, find_erasures
-from fl_unlearn.fisher import FisherSums
+from fl_unlearn.calibration import Candidate
+from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.flower import records
+from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
@@ -32,17 +30,10 @@ from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
-from fl_unlearn.merge import merge
+from fl_unlearn.flower.search import Search
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import (
-    REST,
-    ForgetRequest,
-    StoreError,
-    UnlearnSettings,
-    signature_of,
-)
-from fl_unlearn.update import ErasedLayer
+from fl_unlearn.types import ForgetRequest, StoreError, UnlearnSettings, signature_of
 
 log = logging.getLogger(__name__)
 
@@ -153,32 +144,12 @@ class Session:
 
     def _decide(self) -> None:
         """All phases up to the commit, less those completed before."""
-        merged, base = {}, self.progress.base
-        if base is None:
-            erasures = self._find_erasures()
-            fishers = self.panel.ask_fisher(erased(self.state, erasures))
-            r = self.result
-            counts = {client: sums.counts for client, sums in fishers.items()}
-            known = next(iter(fishers.values())).num_classes
-            r.holders = evidence.holders(self.request, self.store, counts, known)
-            for node, client in self.panel.names.items():
-                self.store.identify(unidentified(node), client)
-            r.roots, r.affected = evidence.lineage(
-                self.request, self.store, fishers, r.holders, all_affected=self.settings.all_affected
-            )
-            merged = merge(evidence.parts(fishers), self.settings.merge_rule)
-            base = self._build(merged, fishers, erasures)
-            if self.settings.reference == "shared":
-                self.progress.keep_base(base)
-                self._note(request_log.FISHER)
-        chosen = self.progress.candidate() or self._calibrate(base)
-        if chosen is None:
+        search = Search(self.panel, self.store, self.state, self.progress, self.result, self._note)
+        found = search.find()
+        if found is None:
             return
-        self.result.update = base.variant(chosen.threshold, chosen.dampening)
-        updates = dict.fromkeys(self.result.affected, self.result.update)
-        if self.settings.reference == "per-model":
-            updates = self._per_model(merged, self.result.update)
-        self._commit(chosen, updates)
+        self.result.update = found.update
+        self._commit(found.candidate, found.updates)
 
     def _commit(self, chosen: Candidate, updates: dict[str, DampeningUpdate]) -> None:
         r = self.result
@@ -228,63 +199,6 @@ class Session:
             "holders": sorted(self.result.holders),
         }
 
-    # ------------------------------------------------------------------ updates
-    def _find_erasures(self) -> Mapping[str, ErasedLayer]:
-        if not self.settings.erases:
-            return {}
-        return find_erasures(self.panel.ask_statistics, self.request, self.settings, self.store, self.state)
-
-    def _build(
-        self,
-        merged: dict[str, torch.Tensor],
-        fishers: dict[str, FisherSums],
-        erasures: Mapping[str, ErasedLayer],
-    ) -> DampeningUpdate:
-        reference = evidence.retained(fishers.values()).mean([REST])
-        return build_update(
-            merged,
-            reference,
-            threshold=self.settings.thresholds[0],
-            dampening=self.settings.dampenings[0],
-            signature=signature_of(self.state),
-            erasures=erasures,
-        )
-
-    def _per_model(
-        self, merged: dict[str, torch.Tensor], current: DampeningUpdate
-    ) -> dict[str, DampeningUpdate]:
-        """The paper's form: the shared forget Fisher against each checkpoint's own reference."""
-        updates = dict.fromkeys(self.result.affected, current)
-        for name in sorted(set(self.result.affected) & self.store.kept()):
-            state = erased(self.store.load(name).state, current.erasures)
-            built = self._build(merged, self.panel.ask_fisher(state, passing=True), current.erasures)
-            updates[name] = built.variant(current.threshold, current.dampening)
-        return updates
-
-    def _calibrate(self, base: DampeningUpdate) -> Candidate | None:
-        r = self.result
-        states = [self.state]
-        if self.settings.reference == "shared":
-            most = self.settings.calibration_models - 1
-            states += evidence.earlier_models(self.store, r.affected, r.holders, most)
-        rows = self.panel.ask_scores(states, base)
-        r.before = (rows[0][0].forget, rows[0][0].retain)
-        r.candidates = tuple(judge(rows, self.settings))
-        self.progress.scored = (self.panel.scored, len(self.panel.nodes))
-        chosen = r.candidates[0] if self.settings.force else choose(r.candidates)
-        if chosen is None:
-            r.message = "refused: " + explain_refusal(r.candidates, self.settings)
-        elif base.variant(chosen.threshold, chosen.dampening).empty:
-            r.message = (
-                f"refused: the chosen update (t = {chosen.threshold:g}) changes no value, so nothing was "
-                f"changed. Clients measure {chosen.forget_accuracy:.1%} on the forgotten data as it is"
-            )
-            return None
-        if chosen is not None:
-            self.progress.chosen = (chosen.threshold, chosen.dampening)
-            self._note(request_log.CALIBRATED)
-        return chosen
-
     # ------------------------------------------------------------------ after the commit
     def _tell_and_verify(self) -> None:
         """Nothing that goes wrong here undoes the commit: what is missing is recorded and made up for."""
@@ -299,7 +213,7 @@ class Session:
                 self._meet()
             self._tell()
             self._note(request_log.TOLD)
-            rows = self.panel.ask_scores([r.state], None)
+            rows = ask_scores(self.panel, [r.state], None).rows
             r.after = (rows[0][0].forget, rows[0][0].retain)
         except Exception as e:
             log.exception("the update is committed, but telling the clients or verifying it failed")
