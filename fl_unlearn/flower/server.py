@@ -19,8 +19,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.flower import records
-from fl_unlearn.flower.broadcast import deliver_outstanding, identify
-from fl_unlearn.flower.exchange import Exchange, match, natural, unidentified
+from fl_unlearn.flower.broadcast import deliver_outstanding
+from fl_unlearn.flower.exchange import Exchange, match, natural
+from fl_unlearn.flower.names import Names
 from fl_unlearn.flower.progress import decision_of, take_up
 from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.recorder import Recorder
@@ -87,7 +88,7 @@ class UnlearningStrategy(Strategy):
         self._recovery = Recovery(self.store, strategy)
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self._recorder = Recorder(self.store, self._recovery, key)
-        self._names: dict[int, str | None] = {}
+        self._names = Names(self.store)
         self._sent: list[Message] = []
         self._queue = Queue(self.store)
         self._done = 0  # rounds that were done before the server died
@@ -289,9 +290,9 @@ class UnlearningStrategy(Strategy):
         server_round += self._done
         replies = list(replies)
         answers = match(self._sent, replies)
-        owners = {node: self._owner(node) for node in answers.ok}
+        owners = {node: self._names.owner(node) for node in answers.ok}
         if self.deterministic:
-            order = {m.metadata.message_id: self._owner(m.metadata.dst_node_id) for m in self._sent}
+            order = {m.metadata.message_id: self._names.owner(m.metadata.dst_node_id) for m in self._sent}
             replies.sort(key=lambda m: natural(order.get(m.metadata.reply_to_message_id, "")))
         contents = {
             owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: natural(owners[n]))
@@ -317,26 +318,11 @@ class UnlearningStrategy(Strategy):
         return metrics
 
     # ------------------------------------------------------------------ clients
-    def _owner(self, node: int) -> str:
-        return self._names.get(node) or unidentified(node)
-
     def _meet(self, grid: Grid, nodes: list[int]) -> None:
         """Ask nodes met for the first time who they are, and give those that are back what they missed."""
         exchange = self._quick(grid)
-        new = [n for n in dict.fromkeys(nodes) if n not in self._names]
-        if new:
-            taken = set(self._names.values())
-            for node, name in identify(exchange, new).items():
-                self._names[node] = None if name in taken else name
-                if self._names[node] is not None:
-                    self.store.identify(unidentified(node), str(name))
-            if strangers := [n for n in new if not self._names.get(n)]:
-                log.warning(
-                    "%d nodes did not say which client they are, or gave the name of another; is fl-unlearn "
-                    "attached to the ClientApp? Their updates count as affected by every request",
-                    len(strangers),
-                )
-        deliver_outstanding(exchange, self.store, nodes, self._names)
+        self._names.meet(exchange, nodes)
+        deliver_outstanding(exchange, self.store, nodes, self._names.known)
 
     def _tell_forgotten(self, messages: list[Message]) -> None:
         """Tell clients in their messages what to leave out from now on."""
