@@ -8,7 +8,7 @@ from pathlib import Path
 import federation as fed
 from grid import LocalGrid
 
-from fl_unlearn.flower import names
+from fl_unlearn.flower import forget, names
 from fl_unlearn.flower.exchange import Exchange
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest
@@ -56,3 +56,23 @@ def test_a_name_passes_on_only_when_its_node_has_gone(tmp_path: Path, caplog) ->
         grid.away = set()
         known.meet(exchange, [100, 101, 110])
         assert known.known == {101: "1", 110: "0"}, "the node that was gone must not take the name back"
+
+
+def test_a_client_that_dies_before_it_says_its_name_is_known_from_its_node(tmp_path: Path) -> None:
+    strategy, grid, _ = fed.trained(tmp_path)
+    strategy.store.close()
+    grid.tamper = lambda request, reply: None if request.metadata.dst_node_id == 100 else reply
+    with RunStore(tmp_path) as store:
+        outcome = forget(grid, THREE, store)
+        assert outcome.outstanding == ("0",), "and not its node as well, which may never come back"
+        assert outcome.silent == ("0",)
+
+
+def test_what_nodes_said_is_remembered_and_the_latest_counts(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store:
+        assert names.recall(store) == {}
+        names.remember(store, {1: "a", 2: "b"})
+        names.remember(store, {3: "a", 1: "c"})
+        assert names.recall(store) == {2: "b", 3: "a", 1: "c"}
+        names.remember(store, dict.fromkeys(range(10, 10_010), "x"))
+        assert set(names.recall(store).values()) == {"x"}

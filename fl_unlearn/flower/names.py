@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 
 from fl_unlearn.flower.broadcast import identify
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.run_store import RunStore
 
 log = logging.getLogger(__name__)
+
+_KEY, _MOST = "clients-by-node", 10_000
+
+
+def recall(store: RunStore) -> dict[int, str]:
+    """Node id to client name, of the nodes that said it in this run or an earlier one, the latest last."""
+    return {int(node): name for node, name in json.loads(store.umig.get_meta(_KEY) or "[]")}
+
+
+def remember(store: RunStore, names: Mapping[int, str]) -> None:
+    """Note what nodes said, so that one that dies before it can say it again is known all the same."""
+    before = recall(store)
+    if any(before.get(node) != name for node, name in names.items()):
+        after = {**{n: name for n, name in before.items() if n not in names}, **names}
+        store.set_meta(_KEY, json.dumps(list(after.items())[-_MOST:]))
 
 
 class Names:
@@ -53,6 +70,7 @@ class Names:
                 if name not in self.known.values():
                     self.known[node] = name
                     self.store.identify(unidentified(node), name)
+            remember(self.store, self.known)
         if strangers := [n for n in new if n not in self.known]:
             log.warning(
                 "%d nodes did not say which client they are, or gave the name of another; is fl-unlearn "

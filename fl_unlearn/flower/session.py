@@ -26,6 +26,7 @@ from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
+from fl_unlearn.flower.names import recall
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
@@ -112,6 +113,7 @@ class Session:
         self.panel = Panel(
             Exchange(grid, settings.timeout), self.request, settings, store.examples(), ignored
         )
+        self.panel.remembered = recall(store)
 
     def run(self) -> ForgetResult:
         """Serve it.

@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from simulations.deploy.engine import Deployment, Run
+from simulations.deploy.engine import Deployment
+from simulations.deploy.transcript import Follower, Transcript
 from simulations.local_flower import RunFailedError, Value
 
 APP = Path(__file__).parents[1] / "quickstart"
-
-_TOLD = re.compile(
-    r"\[ROUND|results and \d+ failures|'test-accuracy'|^asking |^staged |^committed |^refused|^Output folder"
-    r"|did not answer|failed at|are back|Error|Traceback|^  accuracy|^ +before  "
-)
-"""The lines of the server's output that a transcript shows."""
-
-
-class Transcript:
-    """Prints lines with the seconds since its start, and keeps them in a file.
-
-    Args:
-        path: The file.
-        stream: Where to print.
-    """
-
-    def __init__(self, path: Path, stream: IO[str]) -> None:
-        self.path, self.stream, self._started = path, stream, time.perf_counter()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.perf_counter() - self._started
-
-    def __call__(self, text: str) -> None:
-        """Print and keep a text."""
-        stamp = f"{self.seconds:6.1f} s  "
-        lines = text.rstrip().split("\n")
-        text = "\n".join([stamp + lines[0], *(" " * len(stamp) + line for line in lines[1:])])
-        print(text, file=self.stream, flush=True)
-        with open(self.path, "a") as file:
-            file.write(text + "\n")
 
 
 @dataclass
@@ -69,28 +34,6 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
     ledger: dict[str, Any] = field(default_factory=dict)
-
-
-def follow(run: Run, tell: Callable[[str], None], timeout: float) -> None:
-    """Tell what matters of a run's output as it comes, until its end.
-
-    Raises:
-        RunFailedError: If it does not complete in time.
-    """
-    deadline, told = time.monotonic() + timeout, 0
-    while True:
-        over = not run.stream.runs or time.monotonic() > deadline
-        lines = run.stream.text().split("\n")
-        complete = lines if over else lines[:-1]  # the last one may be half written
-        for line in complete[told:]:
-            plain = re.sub(r"^(INFO|WARNING|ERROR) *:\s*", "", line)
-            if _TOLD.search(plain):
-                tell("  " + plain.strip("\t ├└─>│"))
-        told = len(complete)
-        if over:
-            run.finish(max(1.0, deadline - time.monotonic()))
-            return
-        time.sleep(0.3)
 
 
 def demonstrate(
@@ -119,8 +62,7 @@ def demonstrate(
     home = folder / "deployment" if keep_logs else None
     try:
         with Deployment(supernodes, insecure=insecure, home=home, tell=tell) as deployment:
-            follow(deployment.submit(APP, {**config, "out-dir": str(store)}), tell, timeout)
-            tell("the run is finished:completed")
+            Follower(deployment.submit(APP, {**config, "out-dir": str(store)}), tell).finish(timeout)
             outcome.report, outcome.ledger = read_report(store), read_ledger(store, tell)
             outcome.problems += check(outcome.report, outcome.ledger, supernodes)
     except RunFailedError as e:

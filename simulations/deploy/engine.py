@@ -59,10 +59,6 @@ class Run:
         self.deployment, self.stream = deployment, stream
         self.id = stream.wait_for(r"Successfully started run (\d+)", UP)[1]
 
-    def wait_for(self, pattern: str, timeout: float = 300.0) -> None:
-        """Wait until the server's output has a text; see `Started.wait_for`."""
-        self.stream.wait_for(pattern, timeout)
-
     def status(self) -> str:
         """What the SuperLink says of it, such as ``running`` or ``finished:completed``."""
         runs = self.deployment.flwr("ls", CONNECTION, "--format", "json")["runs"]
@@ -248,16 +244,21 @@ class Deployment:
             self.processes.stop(node.process, signs=(sign,))
         self.tell(f"SuperNode {node.number} stopped with {sign.name}")
 
-    def wait_until_offline(self, node: SuperNode) -> None:
-        """Wait until the SuperLink has noticed that a client was killed: before, its key opens no door.
+    def wait_until(self, wanted: Mapping[int, str], timeout: float = FORGOTTEN) -> None:
+        """Wait until the SuperLink's list of SuperNodes says what it must.
+
+        Args:
+            wanted: Some of what `states` is to return. A SuperNode that was killed must be ``offline`` before
+                it can come back with the same key.
+            timeout: Seconds.
 
         Raises:
             RunFailedError: If it does not.
         """
-        deadline = time.monotonic() + FORGOTTEN
-        while self.states().get(node.node_id) == "online":
+        deadline = time.monotonic() + timeout
+        while not wanted.items() <= (states := self.states()).items():
             if time.monotonic() > deadline:
-                raise RunFailedError(f"SuperNode {node.number} is taken for online after {FORGOTTEN:g} s")
+                raise RunFailedError(f"after {timeout:g} s the SuperNodes are {states}, not {dict(wanted)}")
             time.sleep(2.0)
 
     # ------------------------------------------------------------------ what runs on it
