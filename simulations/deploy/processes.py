@@ -20,11 +20,12 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the system's list of processes."""
+    """One line of the system's list of processes; ``memory`` in bytes, pages shared with others included."""
 
     pid: int
     parent: int
     group: int
+    memory: int
     command: str
 
 
@@ -169,11 +170,13 @@ class Processes:
 
 def _listing() -> list[Row]:
     """All processes but zombies; ``ww``: a terminal's width must not cut the lines."""
-    columns = ["-o", "pid=,ppid=,pgid=,stat=,args="]
+    columns = ["-o", "pid=,ppid=,pgid=,rss=,stat=,args="]
     done = subprocess.run(["ps", "-axww", *columns], capture_output=True, text=True, check=True)
-    rows = [line.split(None, 4) for line in done.stdout.splitlines()]
+    rows = [line.split(None, 5) for line in done.stdout.splitlines()]
     return [
-        Row(int(r[0]), int(r[1]), int(r[2]), r[4]) for r in rows if len(r) == 5 and not r[3].startswith("Z")
+        Row(int(r[0]), int(r[1]), int(r[2]), 1024 * int(r[3]), r[5])
+        for r in rows
+        if len(r) == 6 and not r[4].startswith("Z")
     ]
 
 
