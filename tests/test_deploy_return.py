@@ -47,8 +47,7 @@ def test_a_client_away_during_the_commit_gets_the_update_before_it_trains_again(
         node_id = victim.node_id
         deployment.stop_node(victim)
         follower.until(COMMITTED)
-        with RunStore(store) as opened:
-            assert list(opened.operations.outstanding()) == ["2"]
+        assert read_ledger(store, tell)["operations"][0]["outstanding"] == ["2"]
         deployment.start_node(victim)
         assert (victim.node_id == node_id) is not insecure
         follower.finish()
