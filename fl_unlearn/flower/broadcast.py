@@ -68,7 +68,10 @@ def broadcast(
 
 
 def deliver_outstanding(
-    exchange: Exchange, store: RunStore, nodes: Iterable[int], names: Mapping[int, str | None] | None = None
+    exchange: Exchange,
+    store: RunStore,
+    nodes: Iterable[int],
+    names: Mapping[int, str] | Mapping[int, str | None] | None = None,
 ) -> None:
     """Send clients that are back the updates that they missed; what cannot be delivered stays outstanding.
 
