@@ -66,7 +66,7 @@ class StatisticsGather:
 
     Which ones are not plausible shows only when all are there: an answer's outputs may not be many times as
     large as the others', or there may not be many times as many of them. So answers are added apart by the
-    powers of two between which both lie, and by the layers they name, and whole cells are left out at the end.
+    powers of two between which both lie and by the layers they name, and whole cells are left out at the end.
     Like answers share a cell.
 
     Args:

@@ -39,9 +39,10 @@ from flwr.server.strategy import FedAvg, Strategy
 from flwr.serverapp import Grid
 
 from fl_unlearn.flower import records
-from fl_unlearn.flower.client import NameFn, partition_name
+from fl_unlearn.flower.client import NameFn
 from fl_unlearn.flower.exchange import natural
-from fl_unlearn.flower.forgotten import SAMPLES, classes_for, requests_of, samples_of, united
+from fl_unlearn.flower.forgotten import SAMPLES, classes_for, requests_of, samples_of, united, updates_of
+from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.flower.recorder import Update
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.flower.server import UnlearningStrategy
@@ -259,11 +260,13 @@ class LegacyStrategy(Strategy):
     def _told(self, chosen: list[tuple[ClientProxy, Ins]]) -> list[tuple[ClientProxy, Ins]]:
         """Messages that say what to leave out from now on: as text, since legacy messages carry scalars."""
         requests, samples, out = requests_of(self.store), samples_of(self.store), []
+        updates = updates_of(self.store)
+        said = {records.FORGOTTEN: json.dumps(requests), records.UPDATES: json.dumps(updates)}
         for proxy, ins in chosen or ():
-            said: dict[str, Any] = {records.FORGOTTEN: json.dumps(requests)} if requests else {}
+            told: dict[str, Any] = dict(said) if updates else {}
             if own := samples.get(self._core.owner(proxy)):
-                said[SAMPLES] = json.dumps(own)
-            out.append((proxy, replace(ins, config={**ins.config, **said})))
+                told[SAMPLES] = json.dumps(own)
+            out.append((proxy, replace(ins, config={**ins.config, **told})))
         return out
 
 

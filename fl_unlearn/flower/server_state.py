@@ -46,8 +46,9 @@ def dampen_strategy(
     """Dampen what a strategy keeps that has the shape of the model.
 
     Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them or legacy `Parameters`
-    in the model's order, as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict. What is
-    named in `FIRST_MOMENTS` and `SECOND_MOMENTS` holds steps of training; all else is taken for values.
+    in the model's order, as attributes of the strategy or of a strategy it wraps, or one level deeper in a
+    list or dict. What is named in `FIRST_MOMENTS` and `SECOND_MOMENTS` holds steps of training; all else is
+    taken for values.
 
     Args:
         strategy: The inner strategy, or what was kept of it.
