@@ -6,7 +6,7 @@ ARGS ?=
 
 .PHONY: help demo deploy-demo test test-fast test-slow check wheel each-class reference-share client-targets
 .PHONY: deeper compare paper-small paper-figures strategy-time scaling dags ulira private-answers
-.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz attacks clean
+.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz scale attacks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -109,7 +109,10 @@ bench-ledger: $(VENV)/.sim  ## a class request from the clients' ledgers beside 
 faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
 	$(BIN)/python -m simulations.faults $(ARGS)
 
-fuzz: $(VENV)/.sim  ## request documents, sound and altered, at random: crashes and wrong answers (TARGET=documents ARGS="--examples N")
+scale: $(VENV)/.sim  ## one request over 10, 100 and 1,000 clients: time and the server's memory (ARGS="--engine pipes --case small")
+	$(BIN)/python -m simulations.scale $(ARGS)
+
+fuzz: $(VENV)/.sim  ## sound and altered inputs at random (TARGET=documents, answers, questions, updates or checkpoints; ARGS="--examples N")
 	$(BIN)/python -m simulations.fuzz $(or $(TARGET),documents) $(ARGS)
 
 attacks: $(VENV)/.sim  ## digits: clients that lie while a class is forgotten, with and without the defence (minutes)

@@ -11,9 +11,10 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 
 from fl_unlearn.flower import records
+from fl_unlearn.flower.ask_fisher import ask_fisher
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import AnswerError, CorruptCheckpointError
-from simulations.fuzz import answers, arrays, files, message_changes
+from simulations.fuzz import answers, arrays, exchange, files, message_changes
 from simulations.fuzz.__main__ import TARGETS, fuzz
 from simulations.fuzz.contract import Case
 
@@ -116,8 +117,8 @@ def test_an_accepted_change_for_the_worse_is_a_wrong_acceptance(monkeypatch: pyt
     bad.array_records[records.FISHER_ARRAYS][name] = Array(values.numpy())
     case = Case("value moved", b"", {"action": records.FISHER, "content": bad})
     assert target.judge(case).outcome == "refused"
-    monkeypatch.setattr("fl_unlearn.fisher.FisherSums.validate", lambda self: None)
-    monkeypatch.setattr(answers, "_sound", lambda result: False)
+    worse = {"numbers": {"merged/head.weight": [[-1.0]]}, "counts": [(True, 12)], "names": ["0"]}
+    monkeypatch.setattr(target, "_run", lambda action, content: worse)  # as if it had been taken in
     assert target.judge(case).fault == "wrong acceptance"
 
 
@@ -127,3 +128,22 @@ def test_a_shape_that_is_no_number_is_refused_in_words() -> None:
     fields["a"]["shape"] = [float("inf")]
     with pytest.raises(CorruptCheckpointError, match="infinity"):
         decode(files.joined(fields, body), "a file")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_one_that_names_another_number_of_classes_does_not_silence_the_others(first: bool) -> None:
+    """Found by fuzzing: what came first was the measure of what came later."""
+    target = answers.Answers()
+    odd = message_changes.copied(target.genuine.answers[records.FISHER, answers.BAD])
+    odd.config_records[records.HEAD]["num-classes"] = 4
+    liar = exchange.NODES[0] if first else exchange.NODES[-1]
+    odd.config_records[records.HEAD]["client"] = str(liar - 1)
+
+    def answer(action: str, node: int, question: RecordDict) -> RecordDict:
+        return odd if node == liar else target.genuine(action, node, question)
+
+    panel = exchange.panel(answer)
+    found = ask_fisher(panel, target.state)
+    assert set(found.counts) == {str(n - 1) for n in exchange.NODES if n != liar}
+    assert found.num_classes == exchange.CLASSES
+    assert list(panel.failed) == [str(liar - 1)]

@@ -53,7 +53,7 @@ def ask_fisher(
         return _ask_sum(panel, content, signature_of(state))
     apart = request.classes if request.kind == "classes" else (NAMED,)
     model, kept = signature_of(state), 0
-    gathered = FisherGather(s.merge_rule, s.defence, panel.examples, head=s.fisher_scope.strip() == "head")
+    gathers = dict[tuple[tuple[str, ...], int], FisherGather]()  # by what the answers are about
 
     def take(client: str, reply: RecordDict) -> None:
         nonlocal kept
@@ -63,10 +63,20 @@ def ask_fisher(
             reply, kind=s.fisher_kind, scope=s.fisher_scope, groups=groups, model=model
         )
         panel.plausible(client, sum(sums.counts.values()))
-        gathered.add(client, sums)
+        about = (tuple(sums.names), sums.num_classes)
+        if about not in gathers:
+            head = s.fisher_scope.strip() == "head"
+            gathers[about] = FisherGather(s.merge_rule, s.defence, panel.examples, head=head)
+        gathers[about].add(client, sums)
         kept += records.from_ledger(reply)
 
     panel.gather("Fisher", records.FISHER, content, take)
+    # What most clients say counts, not what came first: one client must not silence all others.
+    _, gathered = max(gathers.items(), key=lambda item: (len(item[1].counts), item[0]))
+    others = [c for g in gathers.values() if g is not gathered for c in g.counts]
+    if others:
+        odd = dict.fromkeys(others, "other parameters or classes than most clients'")
+        panel.reject("Fisher", odd, len(gathered.counts))
     if wrong := gathered.settle():
         panel.reject("Fisher", wrong, len(gathered.counts))
     if gathered.scaled:
