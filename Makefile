@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast test-slow check wheel each-class reference-share client-targets deeper compare
-.PHONY: paper-small paper-figures strategy-time scaling dags ulira private-answers
+.PHONY: help demo deploy-demo test test-fast test-slow check wheel each-class reference-share client-targets
+.PHONY: deeper compare paper-small paper-figures strategy-time scaling dags ulira private-answers
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz attacks clean
 
 help:  ## this list
@@ -33,6 +33,9 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.sim
 
 demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, write a report (ARGS="--help" for more)
 	$(BIN)/python -m simulations.demo $(ARGS)
+
+deploy-demo: $(VENV)/.sim  ## the same on Flower's deployment engine: a SuperLink and SuperNodes, TLS, keys (ARGS="--help")
+	$(BIN)/python -m simulations.deploy $(ARGS)
 
 test: $(VENV)/.test  ## all tests; some start Flower's simulation engine
 	@sh tests/install_browser.sh

@@ -365,9 +365,7 @@ def test_the_certificate_tells_who_asked(tmp_path: Path, office: Office) -> None
 def test_the_budget_of_whoever_signed_counts(
     limit: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        budget, "cost_of", lambda candidate: 0.02
-    )  # blobs lie too far apart to cost
+    monkeypatch.setattr(budget, "cost_of", lambda candidate: 0.02)  # blobs lie too far apart to cost
     office = Office(tmp_path / "office")
     text = office.path.read_text().replace('name = "operator"\n', f'name = "operator"\n{limit}')
     office.path.write_text(text)

@@ -216,9 +216,9 @@ def _show_certificate(result: CertificateResult) -> None:
         ),
         ("confirmed by", some(sorted(result.receipts), 20) or "no client"),
         ("outstanding", some(result.outstanding, 20) or "no client"),
-        ("as of", result.until),
     ]
-    facts += [("refused", reason) for reason in result.refused]
+    facts += [(f"  {client}", reason) for client, reason in result.reasons.items()]
+    facts += [("as of", result.until), *(("refused", reason) for reason in result.refused)]
     table(("", ""), facts, header=False)
     say("signed with this key, and unchanged since", "bold green")
 

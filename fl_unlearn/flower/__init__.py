@@ -2,12 +2,14 @@
 
 from fl_unlearn.flower.client import attach, forgotten_classes, unlearning_mod
 from fl_unlearn.flower.forgotten import forgotten_samples
+from fl_unlearn.flower.own_copies import OwnCopies
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.flower.server import UnlearningStrategy
 from fl_unlearn.flower.session import forget
 
 __all__ = [
     "ForgetResult",
+    "OwnCopies",
     "UnlearningStrategy",
     "attach",
     "forget",

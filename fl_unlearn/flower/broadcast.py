@@ -28,7 +28,8 @@ def broadcast(
 ) -> None:
     """Send one update to many clients and settle those that confirm it.
 
-    What they say they applied it to is kept with the request.
+    What they say they applied it to is kept with the request. One that could not apply it to some copy of its
+    own stays outstanding.
 
     Args:
         exchange: The way to the clients.
@@ -56,14 +57,21 @@ def broadcast(
         texts = record.get("receipts", [])
         texts = texts[:_MOST_RECEIPTS] if isinstance(texts, list) else []
         receipts = [f"{client}: {str(t)[:500]}" for t in texts]
+        unsettled = record.get("unsettled")
         with store.audit.transaction():
-            store.operations.settle(operation, client, receipts)
+            if unsettled is None:
+                store.operations.settle(operation, client, receipts)
+            elif not store.operations.note_attempt(operation, client, str(unsettled)[:500], receipts):
+                continue  # as it said before
             if request is not None:
                 store.runs.requests.add_receipts(request, receipts)
 
 
 def deliver_outstanding(
-    exchange: Exchange, store: RunStore, nodes: Iterable[int], names: Mapping[int, str | None] | None = None
+    exchange: Exchange,
+    store: RunStore,
+    nodes: Iterable[int],
+    names: Mapping[int, str] | Mapping[int, str | None] | None = None,
 ) -> None:
     """Send clients that are back the updates that they missed; what cannot be delivered stays outstanding.
 

@@ -8,24 +8,21 @@ data. Only what a request needs leaves the client: sums over the named classes a
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher.ledger import FisherLedger
 from fl_unlearn.flower import (
     forgotten,
+    own_copies,
     own_fisher,
     own_measures,
     own_privacy,
@@ -34,9 +31,10 @@ from fl_unlearn.flower import (
     records,
 )
 from fl_unlearn.flower.local import Local
+from fl_unlearn.flower.naming import partition_name
+from fl_unlearn.flower.own_copies import OwnCopies
 from fl_unlearn.flower.targets import Keys
 from fl_unlearn.privacy import Privacy
-from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import (
     MeasureError,
     ModelMismatchError,
@@ -50,12 +48,9 @@ log = logging.getLogger(__name__)
 ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
 NameFn = Callable[[Context], str]
-CopiesFn = Callable[[Context], Iterable[Path]]
 LedgerFn = Callable[[Context], FisherLedger | None]
 KeysFn = Callable[[Context], Keys]
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
-
-_APPLIED = "unlearn.applied"
 
 _QUESTIONS: dict[str, Callable[[Local, ConfigRecord, RecordDict], RecordDict]] = {
     records.FISHER: own_fisher.answer,
@@ -63,11 +58,6 @@ _QUESTIONS: dict[str, Callable[[Local, ConfigRecord, RecordDict], RecordDict]] =
     records.STATISTICS: own_statistics.answer,
     records.KEYS: own_privacy.keys,
 }
-
-
-def partition_name(context: Context) -> str:
-    """The default name of a client: its partition id, which is stable, or else its node id."""
-    return str(context.node_config.get("partition-id", context.node_id))
 
 
 def _no_ledger(context: Context) -> None:
@@ -81,7 +71,7 @@ class Responder:
         model: Builds the project's model; called with no argument or with the Context.
         data: Called with the Context; returns this client's training loader, or (training, held-out).
         client_name: The client's lasting name; default its partition id.
-        copies: Called with the Context; paths of safetensors files with models that the client keeps.
+        copies: The models that clients keep in files.
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; the ledger that this client keeps of its training data, if any.
         sample_keys: Called with the Context; this client's keys of its training samples.
@@ -93,7 +83,7 @@ class Responder:
         model: ModelFn,
         data: DataFn,
         client_name: NameFn = partition_name,
-        copies: CopiesFn | None = None,
+        copies: OwnCopies | None = None,
         device: str | None = None,
         ledger: LedgerFn | None = None,
         sample_keys: KeysFn | None = None,
@@ -137,47 +127,13 @@ class Responder:
         """Apply the update to every copy of the model that this client keeps, once; answer with receipts."""
         update = records.read_update(content)
         started = time.perf_counter()
-        receipts = [*self._apply_to_state(update, context), *self._apply_to_files(update, context)]
+        receipts = own_copies.apply_everywhere(
+            update, context, self.copies, lambda: signature_of(self._build(context).state_dict())
+        )
         ledger = self.ledger(context) if self.ledger else None
         if ledger and (removed := ledger.clear()):  # sums of what was forgotten, for a model that is no more
-            receipts.append({"copy": str(ledger.folder), "status": f"removed: {removed} Fisher sums"})
-        answer = records.head(
-            client=client,
-            digest=update.digest,
-            receipts=[json.dumps(r, sort_keys=True) for r in receipts],
-            seconds=time.perf_counter() - started,
-        )
-        return RecordDict({records.HEAD: answer})
-
-    def _apply_to_state(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:
-        """Models that the app keeps in ``context.state``."""
-        marks = context.state.config_records.get(_APPLIED, ConfigRecord())
-        applied = [str(d) for d in records.list_of(marks, "digests")] if marks else []
-        if update.digest in applied:
-            return
-        after: dict[str, ArrayRecord] = {}  # all or none: a copy changed before an error would be twice
-        for name, arrays in context.state.array_records.items():
-            own = records.signature(arrays)
-            if any(n not in own or own[n].shape != c.spec.shape for n, c in update.changes.items()):
-                yield {"copy": f"context.state[{name!r}]", "status": "skipped: not the whole model"}
-                continue
-            after[name] = records.to_arrays(apply_update(records.to_state(arrays), update))
-            yield {"copy": f"context.state[{name!r}]", "status": "applied"}
-        for name, arrays in after.items():
-            context.state[name] = arrays
-        context.state[_APPLIED] = ConfigRecord({"digests": [*applied, update.digest]})
-
-    def _apply_to_files(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:
-        """Models that the client keeps in safetensors files."""
-        for path in map(Path, self.copies(context) if self.copies else ()):
-            checkpoint = decode(path.read_bytes(), str(path))
-            before = after = checkpoint.info.digest
-            if update.digest not in checkpoint.applied:
-                state = apply_update(checkpoint.state, update)
-                data = encode(state, (*checkpoint.applied, update.digest))
-                write_atomically(path, data)
-                after = decode(data, str(path)).info.digest
-            yield {"copy": str(path), "before": before, "after": after, "status": "applied"}
+            receipts.append({"copy": "the ledger", "status": f"removed: {removed} Fisher sums"})
+        return own_copies.answer(client, update, receipts, time.perf_counter() - started)
 
     def measure(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Measure the models in the message on local data, by the metrics that it names."""
@@ -226,7 +182,7 @@ def attach(
     model: ModelFn,
     data: DataFn,
     client_name: NameFn = partition_name,
-    copies: CopiesFn | None = None,
+    copies: OwnCopies | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
     sample_keys: KeysFn | None = None,
@@ -242,7 +198,8 @@ def attach(
             the data, a client cannot say what depends on it, nor that it ever had it (see ``all_affected`` in
             `UnlearnSettings`).
         client_name: The client's lasting name; default its partition id.
-        copies: Called with the Context; paths of safetensors files with models that the client keeps.
+        copies: The models that clients keep in files, which training code registers with `OwnCopies.keep`;
+            those in ``context.state`` are found without.
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; a `FisherLedger` in a folder of this client's own for sums over its
             training data, or None. Questions it holds for are answered from there, and ``data`` is not
@@ -269,7 +226,7 @@ def unlearning_mod(
     model: ModelFn,
     data: DataFn,
     client_name: NameFn = partition_name,
-    copies: CopiesFn | None = None,
+    copies: OwnCopies | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
     sample_keys: KeysFn | None = None,
@@ -284,6 +241,8 @@ def unlearning_mod(
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         if message.metadata.message_type.partition(".")[2] in records.ACTIONS:
             return responder.handle(message, context)
+        if copies is not None and message.metadata.message_type.partition(".")[0] == MessageType.TRAIN:
+            own_copies.note_received(message, context)
         return call_next(message, context)
 
     return mod

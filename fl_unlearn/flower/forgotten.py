@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +12,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fl_unlearn.flower import records
 from fl_unlearn.flower.targets import Share
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest
+from fl_unlearn.types import AnswerError, ForgetRequest
+
+_DIGEST = re.compile("[0-9a-f]{64}", re.ASCII)
+_MOST_UPDATES = 10_000
 
 Request = dict[str, Any]
 """Classes to leave out, and the clients that are to do so; none: all of them."""
@@ -36,6 +40,11 @@ def samples_of(store: RunStore) -> dict[str, list[str]]:
     return out
 
 
+def updates_of(store: RunStore) -> list[str]:
+    """Digests of the updates that the model of every later round has had."""
+    return [o.client_update for o in store.operations.all()]
+
+
 def tell_forgotten(store: RunStore, messages: Iterable[Message], owner: Callable[[int], str]) -> None:
     """Tell clients in the messages that they get what to leave out from now on.
 
@@ -48,8 +57,9 @@ def tell_forgotten(store: RunStore, messages: Iterable[Message], owner: Callable
         owner: Gives the name of the client behind a node.
     """
     requests, samples = [json.dumps(r) for r in requests_of(store)], samples_of(store)
-    for message in messages if requests or samples else ():
-        told: dict[str, Any] = {records.FORGOTTEN: requests}
+    updates = updates_of(store)
+    for message in messages if updates else ():
+        told: dict[str, Any] = {records.FORGOTTEN: requests, records.UPDATES: updates}
         if own := samples.get(owner(message.metadata.dst_node_id)):
             told[SAMPLES] = own
         configs = list(message.content.config_records)
@@ -64,6 +74,28 @@ def read(content: RecordDict) -> list[Request]:
         if records.FORGOTTEN in record:
             return [json.loads(str(r)) for r in records.list_of(record, records.FORGOTTEN)]
     return []
+
+
+def read_updates(content: RecordDict) -> list[str]:
+    """Digests of the updates that a training message's model has had.
+
+    Raises:
+        AnswerError: If they are no digests.
+    """
+    for record in content.config_records.values():
+        if records.UPDATES in record:
+            return _digests(record[records.UPDATES])
+    return []
+
+
+def _digests(said: Any) -> list[str]:
+    try:
+        found = json.loads(said) if isinstance(said, str) else said  # legacy messages carry scalars only
+        if len(found) > _MOST_UPDATES or not all(_DIGEST.fullmatch(d) for d in found):
+            raise ValueError
+    except (ValueError, TypeError, RecursionError) as e:
+        raise AnswerError(f"the message's list of updates is malformed: {str(said)[:100]}") from e
+    return list(found)
 
 
 def classes_for(requests: Iterable[Request], client: str) -> tuple[int, ...]:

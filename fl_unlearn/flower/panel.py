@@ -39,6 +39,7 @@ class Panel:
         ignored: Classes that neither are asked for nor count as retained: they were forgotten before.
         nodes: Ids of the nodes that are asked.
         names: Node id to client name, for those that gave one.
+        remembered: The same, of nodes that gave one in an earlier run; only to name those that fail.
         failed: Client to the reason why an answer of it could not be used; measuring is not counted here.
         silent: Clients that did not answer some phase in time; the same.
         answered: Those whose sums the Fisher phase added, where these came as one sum.
@@ -59,6 +60,7 @@ class Panel:
         self.examples, self.ignored = examples, tuple(ignored)
         self.nodes: list[int] = []
         self.names: dict[int, str] = {}
+        self.remembered: Mapping[int, str] = {}
         self.failed: dict[str, str] = {}
         self.silent: set[str] = set()
         self.answered: list[str] = []
@@ -82,7 +84,8 @@ class Panel:
 
     def label(self, node: int) -> str:
         """The client's name, or a stand-in."""
-        return self.names.get(node) or unidentified(node)
+        name = self.remembered.get(node)
+        return self.names.get(node) or (None if name in self.names.values() else name) or unidentified(node)
 
     def clients(self) -> list[str]:
         """Labels of all nodes asked."""

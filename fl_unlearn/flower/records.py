@@ -40,6 +40,8 @@ HEAD = "unlearn"
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
 """Key of a ConfigRecord in training messages, or where they have none its name: tells what was forgotten."""
+UPDATES = "unlearn.updates"
+"""Key, beside `FORGOTTEN`, that tells which updates the message's model has had."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12

@@ -20,6 +20,7 @@ from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.ask_statistics import ask_statistics
 from fl_unlearn.flower.double_check import caps_of, head_of
 from fl_unlearn.flower.exchange import unidentified
+from fl_unlearn.flower.names import remember
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress
 from fl_unlearn.flower.result import ForgetResult
@@ -109,6 +110,7 @@ class Search:
         r.holders = evidence.holders(self.request, self.store, counts, gathered.num_classes)
         for node, client in self.panel.names.items():
             self.store.identify(unidentified(node), client)
+        remember(self.store, self.panel.names)
         r.roots, r.affected = evidence.lineage(
             self.request,
             self.store,

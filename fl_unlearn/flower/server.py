@@ -19,11 +19,11 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fl_unlearn.calibration_data import named, settings_for
 from fl_unlearn.flower import records
-from fl_unlearn.flower.acquaintance import Acquaintance
 from fl_unlearn.flower.broadcast import deliver_outstanding
 from fl_unlearn.flower.exchange import Exchange, match, natural
 from fl_unlearn.flower.forgotten import tell_forgotten
 from fl_unlearn.flower.intake import Intake
+from fl_unlearn.flower.names import Names
 from fl_unlearn.flower.progress import decision_of, take_up
 from fl_unlearn.flower.recorder import Recorder
 from fl_unlearn.flower.recovery import Loop, Recovery, renumber
@@ -96,7 +96,7 @@ class UnlearningStrategy(Strategy):
         self._recovery = Recovery(self.store, strategy)
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self._recorder = Recorder(self.store, self._recovery, key)
-        self._clients = Acquaintance(self.store)
+        self._clients = Names(self.store)
         self._sent: list[Message] = []
         self._intake = Intake(self.store, policy)
         self._done = 0  # rounds that were done before the server died

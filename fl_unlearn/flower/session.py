@@ -31,6 +31,7 @@ from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.double_check import check_commit, contradictions
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
+from fl_unlearn.flower.names import recall
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
@@ -136,6 +137,7 @@ class Session:
         targets = Targets.after(self.request, earlier)
         exchange = Exchange(grid, settings.timeout)
         self.panel = Panel(exchange, self.request, settings, store.examples(), ignored, targets)
+        self.panel.remembered = recall(store)
 
     def run(self) -> ForgetResult:
         """Serve it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.client import Responder
+from fl_unlearn.flower.own_copies import OwnCopies
 from fl_unlearn.tensor_file import encode
 from simulations.fuzz import arrays, exchange
 from simulations.fuzz.answers import Answers
@@ -34,9 +36,10 @@ class Questions:
         self.file = encode(self.state)
         self.path.write_bytes(self.file)
         self.arrays = records.to_arrays(self.state)
-        self.responder = Responder(
-            exchange.model, exchange.data, copies=lambda context: [self.path], device="cpu"
-        )
+        self.known = Path(self._folder.name) / "known"
+        self.copies = OwnCopies(lambda context: self.known)
+        self.responder = Responder(exchange.model, exchange.data, copies=self.copies, device="cpu")
+        self._register()
 
     def draw(self, random: Random) -> Case:
         """A genuine question in one case of ten, otherwise a changed one."""
@@ -60,8 +63,9 @@ class Questions:
             if watched:
                 tracemalloc.stop()
         file, after = self.path.read_bytes(), context.state.array_records[_COPY]
-        if file != self.file:
+        if case.facts["action"] == records.APPLY:
             self.path.write_bytes(self.file)
+            self._register()
         if arrays.UNPICKLED:
             raise AssertionError("something was unpickled")
         head = records.read_head(reply)
@@ -76,6 +80,11 @@ class Questions:
         else:
             sound = same
         return Verdict("accepted", "accepted" if sound else "refused")
+
+    def _register(self) -> None:
+        """The copy as it is known before any question."""
+        shutil.rmtree(self.known, ignore_errors=True)
+        self.copies.registry(exchange.context_of(1)).add(self.path, [], name=None, personal=False)
 
     def _ask(self, case: Case, context: Context) -> RecordDict:
         question = Message(copy.deepcopy(case.facts["content"]), 1, f"query.{case.facts['action']}")
