@@ -6,7 +6,7 @@ ARGS ?=
 
 .PHONY: help demo test test-fast test-slow check wheel each-class reference-share client-targets deeper compare
 .PHONY: paper-small paper-figures strategy-time scaling dags ulira
-.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults clean
+.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -102,6 +102,9 @@ bench-ledger: $(VENV)/.sim  ## a class request from the clients' ledgers beside 
 
 faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
 	$(BIN)/python -m simulations.faults $(ARGS)
+
+fuzz: $(VENV)/.sim  ## request documents, sound and altered, at random: crashes and wrong answers (TARGET=documents ARGS="--examples N")
+	$(BIN)/python -m simulations.fuzz $(or $(TARGET),documents) $(ARGS)
 
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -73,8 +73,8 @@ def export_certificate(store: RunStore, request: str) -> dict[str, Any]:
 
     Entries belong to a request when their body says ``"request": number`` (that of "decided": in the request
     that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations; so do
-    those of the document that asked for it. Exported are those signed with the key of the decision; the head is
-    the newest entry signed with it.
+    those of the document that asked for it. Exported are those signed with the key of the decision; the head
+    is the newest entry signed with it.
 
     Args:
         store: The store; may be read-only.

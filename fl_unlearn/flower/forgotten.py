@@ -42,7 +42,7 @@ def tell_forgotten(store: RunStore, messages: Iterable[Message]) -> None:
     for message in messages if requests else ():
         configs = list(message.content.config_records)
         name = configs[0] if len(configs) == 1 else records.FORGOTTEN
-        own = message.content.config_records.get(name, {})
+        own = message.content.config_records.get(name, ConfigRecord())
         said = {records.FORGOTTEN: requests, records.UPDATES: updates_of(store)}
         message.content[name] = ConfigRecord({**own, **said})
 

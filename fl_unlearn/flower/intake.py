@@ -16,6 +16,7 @@ from fl_unlearn.intake import check_again, refusal_state, take_in
 from fl_unlearn.policy import Policy
 from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.request_log import DONE, REFUSED, UNFINISHED, RequestRow
+from fl_unlearn.run_log import Run
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, PolicyError, StoreError, UnlearnSettings
 
@@ -112,6 +113,12 @@ class Intake:
         except StoreError:
             log.exception("what became of document %s could not be noted; the next start does", document.id)
 
+    def recalled(self, run: Run) -> list[RequestRow]:
+        """Requests that an interrupted run had served before, in that order (`queue.Queue.settle`)."""
+        for document in self.store.documents.rows(ACCEPTED):
+            self._close_over(document)
+        return self.queue.settle(run)
+
     def _take_in(self) -> None:
         try:
             take_in(self.store, self.policy)
@@ -120,11 +127,10 @@ class Intake:
 
     def _begin(self, document: DocumentRow, settings: UnlearnSettings) -> Due | None:
         """A document that is to be served now; None when that was done before, or may not be any more."""
+        if self._close_over(document):
+            return None
         made = self.store.documents.request(document)
         row = self.store.runs.requests.row(made[0]) if made else None
-        if row is not None and row.phase in (DONE, REFUSED):  # the server died before it was noted
-            self._close(document, row.id, row.phase, str(row.facts.get("message", "")))
-            return None
         asked = RequestDocument.from_bytes(self.store.documents.content(document) or b"")
         if row is None or decision_of(self.store, row) is None:
             try:
@@ -135,6 +141,15 @@ class Intake:
                 self.store.documents.change(document, refusal_state(e.code), code=e.code, message=str(e))
                 return None
         return Due(asked.request, asked.settings(settings), position(document), document=document)
+
+    def _close_over(self, document: DocumentRow) -> bool:
+        """Whether a document was served before; if so, that is noted, which the server that died did not."""
+        made = self.store.documents.request(document)
+        if made is None or made[1] not in (DONE, REFUSED):
+            return False
+        row = self.store.runs.requests.row(made[0])
+        self._close(document, row.id, row.phase, str(row.facts.get("message", "")))
+        return True
 
     def _fail(self, document: DocumentRow, message: str) -> None:
         try:

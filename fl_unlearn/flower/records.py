@@ -38,7 +38,7 @@ HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Key in a ConfigRecord of training messages, and its name where they have none: what was forgotten."""
+"""Key in a training message's ConfigRecord that tells what was forgotten; the record's name if it has none."""
 UPDATES = "unlearn.updates"
 """Key, beside `FORGOTTEN`, that tells which updates the message's model has had."""
 

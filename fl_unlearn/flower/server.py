@@ -56,9 +56,8 @@ class UnlearningStrategy(Strategy):
             so that floating-point sums, and with them the whole run, repeat exactly.
         on_request: Called with the store right before a queued request is served: the place to measure
             the stored models as they were.
-        policy: Who may ask for what by document (`policy.Policy`), or the file that says so. Documents that
-            wait in the store are taken in and served between rounds and at the end. None: whoever can write
-            to the store's folder may ask.
+        policy: Who may ask for what by document (`policy.Policy`), or the file that says so; documents that
+            wait in the store are served between rounds. None: whoever can write to its folder may ask.
 
     Attributes:
         store: The run's store.
@@ -89,7 +88,8 @@ class UnlearningStrategy(Strategy):
             )
         self.strategy, self.settings = strategy, settings or UnlearnSettings()
         find(self.settings.measures)
-        self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep)
+        # A command that takes in documents may hold the store for a moment.
+        self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep, wait=5.0)
         self.deterministic, self.on_request = deterministic, on_request
         self.results: list[ForgetResult] = []
         self._recovery = Recovery(self.store, strategy)
@@ -214,13 +214,12 @@ class UnlearningStrategy(Strategy):
         was interrupted, it goes on: from its last recorded round, with what the inner strategy remembered
         and without the model given here. Requests that were submitted and served then are not served again,
         their results are in ``results``; one that was interrupted goes on after its last completed phase.
+        With ``num_rounds=0`` on a store that holds models nothing is trained and no run begins: what is due
+        is served on the store's newest global model, and ``initial_arrays`` is not used.
 
         Returns:
             What the inner strategy's ``start`` returns; after an interruption, without the metrics of the
             rounds before it.
-
-        With ``num_rounds=0`` on a store that holds models nothing is trained and no run begins: what is due
-        is served on the store's newest global model, and ``initial_arrays`` is not used.
 
         Raises:
             StoreError: If the store's model, strategy or snapshot does not fit.
@@ -228,7 +227,9 @@ class UnlearningStrategy(Strategy):
         own = type(self.strategy).start is not Strategy.start
         loop = Loop(self.strategy.start if own else super().start, args, kwargs)
         if loop.rounds == 0 and len(self.store.umig):
-            return self._serve_stored(grid)
+            result = Result(arrays=self.stored_arrays())
+            self._serve_due(grid, result.arrays, None)
+            return result
         arrays = self._begin(loop, initial_arrays)
         run = self._recovery.run
         assert run is not None
@@ -238,16 +239,10 @@ class UnlearningStrategy(Strategy):
                 result = loop.run(grid, arrays)
             renumber(result, run.done)
         final = getattr(result, "arrays", None) or self._recorder.live or arrays
-        if (
-            self._serve_due(grid, final, None) and result is not None
-        ):  # a loop of one's own may return nothing
+        served = self._serve_due(grid, final, None)
+        if served and result is not None:  # a loop of one's own may return nothing
             result.arrays = final
         self.store.runs.finish(run.id)
-        return result
-
-    def _serve_stored(self, grid: Grid) -> Result:
-        result = Result(arrays=self.stored_arrays())
-        self._serve_due(grid, result.arrays, None)
         return result
 
     def _begin(self, loop: Loop, initial: ArrayRecord) -> ArrayRecord:
@@ -260,7 +255,7 @@ class UnlearningStrategy(Strategy):
         arrays, node = self._recovery.resume(run, initial)
         self._recorder.resume_run(run, arrays, node)
         loop.go_on(run.done)
-        for row in self._intake.queue.settle(run):
+        for row in self._intake.recalled(run):
             self._recall(row)
         return arrays
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -54,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.examples < 1:
         parser.error(f"--examples must be at least 1, got {options.examples}")
-    logging.getLogger("fl_unlearn").setLevel(logging.CRITICAL)
     begun = time.monotonic()
     counts = fuzz(TARGETS[options.target](), options.examples, options.seed, _Progress(options.examples))
     found = {"target": options.target, "seed": options.seed, **counts.plain()}
