@@ -89,6 +89,10 @@ class RequestLog:
         """The request with that id."""
         return self._rows("id = ?", id_)[0]
 
+    def all(self) -> list[RequestRow]:
+        """Every request, in the order they were made."""
+        return self._rows("1")
+
     def find(self, request: ForgetRequest, position: int | None) -> RequestRow | None:
         """The same request in the newest run: the last one at that position, or made directly."""
         where = "run_id IS ? AND position IS ? AND content = ?"

@@ -40,8 +40,9 @@ def broadcast(
         request: Id of the request that was decided.
     """
     content = RecordDict({records.HEAD: records.head(operation=operation), **records.write_update(update)})
-    answers = exchange.ask(records.APPLY, dict.fromkeys(nodes, content))
-    for node, reply in answers.ok.items():
+    for node, reply in exchange.each(records.APPLY, dict.fromkeys(nodes, content)):
+        if isinstance(reply, str):
+            continue
         try:
             client = records.read_client(reply)
             record = records.read_head(reply)
@@ -67,7 +68,10 @@ def broadcast(
 
 
 def deliver_outstanding(
-    exchange: Exchange, store: RunStore, nodes: Iterable[int], names: Mapping[int, str | None] | None = None
+    exchange: Exchange,
+    store: RunStore,
+    nodes: Iterable[int],
+    names: Mapping[int, str] | Mapping[int, str | None] | None = None,
 ) -> None:
     """Send clients that are back the updates that they missed; what cannot be delivered stays outstanding.
 
@@ -118,14 +122,16 @@ def identify(exchange: Exchange, nodes: list[int]) -> dict[int, str | None]:
 def names_of(answers: Answers) -> dict[int, str]:
     """Node id to client name for answers that give one; a name given by two nodes counts for the first."""
     names: dict[int, str] = {}
+    taken = set[str]()
     for node, content in sorted(answers.ok.items()):
         try:
             name = records.read_client(content)
         except AnswerError as e:
             answers.failed[node] = str(e)
             continue
-        if name in names.values():
+        if name in taken:
             answers.failed[node] = f"another node answers as client {name!r} too"
             continue
         names[node] = name
+        taken.add(name)
     return names

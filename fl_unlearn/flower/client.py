@@ -8,6 +8,7 @@ data. Only what a request needs leaves the client: sums over the named classes a
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from fl_unlearn.flower import (
     own_copies,
     own_fisher,
     own_measures,
+    own_privacy,
     own_scores,
     own_statistics,
     records,
@@ -31,6 +33,8 @@ from fl_unlearn.flower import (
 from fl_unlearn.flower.local import Local
 from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.flower.own_copies import OwnCopies
+from fl_unlearn.flower.targets import Keys
+from fl_unlearn.privacy import Privacy
 from fl_unlearn.types import (
     MeasureError,
     ModelMismatchError,
@@ -39,16 +43,20 @@ from fl_unlearn.types import (
     signature_of,
 )
 
+log = logging.getLogger(__name__)
+
 ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
 NameFn = Callable[[Context], str]
 LedgerFn = Callable[[Context], FisherLedger | None]
+KeysFn = Callable[[Context], Keys]
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
 
 _QUESTIONS: dict[str, Callable[[Local, ConfigRecord, RecordDict], RecordDict]] = {
     records.FISHER: own_fisher.answer,
     records.SCORE: own_scores.answer,
     records.STATISTICS: own_statistics.answer,
+    records.KEYS: own_privacy.keys,
 }
 
 
@@ -66,6 +74,8 @@ class Responder:
         copies: The models that clients keep in files.
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; the ledger that this client keeps of its training data, if any.
+        sample_keys: Called with the Context; this client's keys of its training samples.
+        privacy: What this client insists on, whatever the server asks for.
     """
 
     def __init__(
@@ -76,9 +86,11 @@ class Responder:
         copies: OwnCopies | None = None,
         device: str | None = None,
         ledger: LedgerFn | None = None,
+        sample_keys: KeysFn | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         self.model, self.data, self.client_name, self.copies = model, data, client_name, copies
-        self.ledger = ledger
+        self.ledger, self.sample_keys, self.privacy = ledger, sample_keys, privacy or Privacy()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         required = [p for p in inspect.signature(model).parameters.values() if p.default is p.empty]
         self._takes_context = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required)
@@ -101,6 +113,9 @@ class Responder:
             return Message(content, reply_to=message)
         except UnlearnError as e:
             return records.failure(message, client, f"{type(e).__name__}: {e}")
+        except Exception as e:  # a message that lacks something, or the project's own functions
+            log.exception("the question %s could not be answered", action)
+            return records.failure(message, client, f"{type(e).__name__}: {e}")
 
     def identity(
         self, client: str, record: ConfigRecord, content: RecordDict, context: Context
@@ -122,6 +137,7 @@ class Responder:
 
     def measure(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Measure the models in the message on local data, by the metrics that it names."""
+        own_privacy.uncovered(self._local(client, context), "measures")
         names = [str(name) for name in records.list_of(record, "models")]
         models = {
             n: self._load(records.read_model(content, f"{records.MODEL}.{n}"), context)[0] for n in names
@@ -130,12 +146,15 @@ class Responder:
         fresh = own_measures.untrained(lambda: self._build(context), seed, self.device)
         if len({*models.values(), fresh}) <= len(models):
             raise MeasureError("`model` must build a new model at every call, it returned one twice")
-        return own_measures.answer(client, record, self.data(context), models, fresh)
+        own = self._local(client, context).own(record)
+        return own_measures.answer(client, record, own, models, fresh)
 
     def _local(self, client: str, context: Context) -> Local:
         ledger = self.ledger or _no_ledger
         load, data = partial(self._load, context=context), partial(self.data, context)
-        return Local(client, load, data, self.device, partial(ledger, context))
+        keys = partial(self.sample_keys, context) if self.sample_keys else None
+        ledger = partial(ledger, context)
+        return Local(client, load, data, self.device, ledger, context.state, self.privacy, keys)
 
     def _build(self, context: Context) -> nn.Module:
         return self.model(context) if self._takes_context else self.model()
@@ -166,6 +185,8 @@ def attach(
     copies: OwnCopies | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
+    sample_keys: KeysFn | None = None,
+    privacy: Privacy | None = None,
 ) -> ClientApp:
     """Make an app built with decorators able to forget.
 
@@ -182,12 +203,19 @@ def attach(
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; a `FisherLedger` in a folder of this client's own for sums over its
             training data, or None. Questions it holds for are answered from there, and ``data`` is not
-            called; what is computed for others goes there. An update that is applied empties it.
+            called; what is computed for others goes there. An update that is applied empties it. It does not
+            answer for single samples.
+        sample_keys: Called with the Context; what this client calls its training samples, so that a request
+            can name them: keys (texts) in the order of the training loader's data set, where one that stands
+            there several times is of all these samples, or a mapping of key to position. Keys and positions
+            are of the data set's order: a ``DataLoader(..., shuffle=True)`` is gone through in order for
+            them, a loader that draws in another way is refused.
+        privacy: What this client insists on: it refuses questions that protect its data less.
 
     Returns:
         The same app.
     """
-    responder = Responder(model, data, client_name, copies, device, ledger)
+    responder = Responder(model, data, client_name, copies, device, ledger, sample_keys, privacy)
     for action in records.ACTIONS:
         app.query(action)(responder.handle)
     return app
@@ -201,12 +229,14 @@ def unlearning_mod(
     copies: OwnCopies | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
+    sample_keys: KeysFn | None = None,
+    privacy: Privacy | None = None,
 ) -> Mod:
     """A mod that makes an app built with ``client_fn`` able to forget: ``ClientApp(fn, mods=[...])``.
 
     Takes what `attach` takes, and answers the plug-in's queries; every other message is passed on.
     """
-    responder = Responder(model, data, client_name, copies, device, ledger)
+    responder = Responder(model, data, client_name, copies, device, ledger, sample_keys, privacy)
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         if message.metadata.message_type.partition(".")[2] in records.ACTIONS:

@@ -41,11 +41,12 @@ from flwr.serverapp import Grid
 from fl_unlearn.flower import records
 from fl_unlearn.flower.client import NameFn
 from fl_unlearn.flower.exchange import natural
-from fl_unlearn.flower.forgotten import classes_for, requests_of, updates_of
+from fl_unlearn.flower.forgotten import SAMPLES, classes_for, requests_of, samples_of, united, updates_of
 from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.flower.recorder import Update
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.flower.server import UnlearningStrategy
+from fl_unlearn.flower.targets import Share
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import AnswerError, ForgetRequest, UnlearnError
 
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 Failures = list[tuple[ClientProxy, Any] | BaseException]
 Metrics = dict[str, Scalar]
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
+T = TypeVar("T")
 
 
 def remember(
@@ -112,10 +114,22 @@ def forgotten_classes(
     Raises:
         AnswerError: If the server's entry cannot be read.
     """
-    text = config.get(records.FORGOTTEN, "[]")
     name = client_name(client) if isinstance(client, Context) else str(client)
+    return _entry(config, records.FORGOTTEN, lambda requests: classes_for(requests, name))
+
+
+def forgotten_samples(config: Mapping[str, Any]) -> Share:
+    """The samples that a client must leave out of its training from now on; empty before any request.
+
+    Takes the ``config`` that ``fit`` is given; the rest is as of `forgotten.forgotten_samples`.
+    """
+    return _entry(config, SAMPLES, united)
+
+
+def _entry(config: Mapping[str, Any], key: str, read: Callable[[Any], T]) -> T:
+    text = config.get(key, "[]")
     try:
-        return classes_for(json.loads(text), name)
+        return read(json.loads(text))
     except (ValueError, TypeError, KeyError) as e:
         raise AnswerError(f"what the server says to leave out cannot be read: {str(text)[:200]!r}") from e
 
@@ -139,8 +153,8 @@ class LegacyStrategy(Strategy):
     def __init__(self, strategy: Strategy, *, store: RunStore | str | Path, **options: Any) -> None:
         if not isinstance(strategy, Strategy):
             raise UnlearnError(
-                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; one of "
-                "flwr.serverapp.strategy goes into UnlearningStrategy"
+                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; one "
+                "of flwr.serverapp.strategy goes into UnlearningStrategy"
             )
         self.strategy = strategy
         self._core = _Core(cast(Any, strategy), store=store, **options)
@@ -250,11 +264,15 @@ class LegacyStrategy(Strategy):
 
     def _told(self, chosen: list[tuple[ClientProxy, Ins]]) -> list[tuple[ClientProxy, Ins]]:
         """Messages that say what to leave out from now on: as text, since legacy messages carry scalars."""
-        requests = requests_of(self.store)
-        if not requests:
-            return chosen
-        said = {records.FORGOTTEN: json.dumps(requests), records.UPDATES: json.dumps(updates_of(self.store))}
-        return [(proxy, replace(ins, config={**ins.config, **said})) for proxy, ins in chosen or ()]
+        requests, samples, out = requests_of(self.store), samples_of(self.store), []
+        updates = updates_of(self.store)
+        said = {records.FORGOTTEN: json.dumps(requests), records.UPDATES: json.dumps(updates)}
+        for proxy, ins in chosen or ():
+            told: dict[str, Any] = dict(said) if updates else {}
+            if own := samples.get(self._core.owner(proxy)):
+                told[SAMPLES] = json.dumps(own)
+            out.append((proxy, replace(ins, config={**ins.config, **told})))
+        return out
 
 
 class _Core(UnlearningStrategy):

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 FIRST_MOMENTS = frozenset({"momentum_vector", "m_t"})
 """Attributes that hold steps, not values. They are set to zero, everywhere: they sum up training on what is
-forgotten, and where an update leaves the model alone they would go on teaching it (measured: with FedAdam, steps
-dampened where the model is, the class came back to 14 % within two rounds; with steps of zero it did not).
+forgotten, and where an update leaves the model alone they would go on teaching it (measured: with FedAdam,
+steps dampened where the model is, the class came back to 14 % within two rounds; with steps of zero it did not).
 """
 
 SECOND_MOMENTS = frozenset({"v_t"})
@@ -49,9 +49,9 @@ def dampen_strategy(
     """Dampen what a strategy keeps that has the shape of the model.
 
     Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them or legacy `Parameters`
-    in the model's order, as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict. What is
-    named in `SECOND_MOMENTS` holds squares of steps; steps (`FIRST_MOMENTS`) become zero; all else is taken
-    for values.
+    in the model's order, as attributes of the strategy or of a strategy it wraps, or one level deeper in a
+    list or dict. What is named in `SECOND_MOMENTS` holds squares of steps; steps (`FIRST_MOMENTS`) become
+    zero; all else is taken for values.
 
     Args:
         strategy: The inner strategy, or what was kept of it.

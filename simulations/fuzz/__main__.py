@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
+from simulations.fuzz.answers import Answers
 from simulations.fuzz.contract import Target, Verdict
 from simulations.fuzz.counts import Counts
 from simulations.fuzz.documents import Documents
+from simulations.fuzz.files import Checkpoints, Updates
+from simulations.fuzz.questions import Questions
 
 TARGETS: dict[str, Callable[[], Target]] = {
+    "answers": Answers,
+    "questions": Questions,
+    "updates": Updates,
+    "checkpoints": Checkpoints,
     "documents": Documents,
 }
 
@@ -53,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.examples < 1:
         parser.error(f"--examples must be at least 1, got {options.examples}")
+    for name in ("fl_unlearn", "flwr"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.simplefilter("ignore")  # of NumPy's, about old headers
     begun = time.monotonic()
     counts = fuzz(TARGETS[options.target](), options.examples, options.seed, _Progress(options.examples))
     found = {"target": options.target, "seed": options.seed, **counts.plain()}

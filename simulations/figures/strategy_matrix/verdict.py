@@ -121,12 +121,12 @@ def table(rows: Sequence[Row]) -> str:
             cells = [row.strategy, "yes" if row.identical else "**no**", _percent(row.before)]
             if row.committed:
                 cells += [_percent(row.after), _percent(max(row.lasting)), _percent(row.retained_before)]
-                cells += [_percent(row.retained_end), _percent(max(row.control)) if row.control else "–"]
+                cells += [_percent(row.retained_end), _percent(max(row.control)) if row.control else "-"]
             else:
-                cells += ["refused", *["–"] * 4]
+                cells += ["refused", *["-"] * 4]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "-" if value is None else f"{100 * value:.1f} %"
