@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import tracemalloc
-from pathlib import Path
 from random import Random
 
 import torch
@@ -13,7 +11,6 @@ from flwr.app import Context, Message, RecordDict
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.client import Responder
-from fl_unlearn.tensor_file import encode
 from simulations.fuzz import arrays, exchange
 from simulations.fuzz.answers import Answers
 from simulations.fuzz.contract import Case, Verdict
@@ -24,19 +21,13 @@ _COPY = "last"
 
 
 class Questions:
-    """A client that keeps one copy of the model in its Context and one in a file."""
+    """A client that keeps a copy of the model in its Context."""
 
     def __init__(self) -> None:
         server = Answers()
         self.questions, self.state = server.genuine.questions, server.state
-        self._folder = tempfile.TemporaryDirectory()
-        self.path = Path(self._folder.name) / "copy.safetensors"
-        self.file = encode(self.state)
-        self.path.write_bytes(self.file)
         self.arrays = records.to_arrays(self.state)
-        self.responder = Responder(
-            exchange.model, exchange.data, copies=lambda context: [self.path], device="cpu"
-        )
+        self.responder = Responder(exchange.model, exchange.data, device="cpu")
 
     def draw(self, random: Random) -> Case:
         """A genuine question in one case of ten, otherwise a changed one."""
@@ -59,15 +50,13 @@ class Questions:
         finally:
             if watched:
                 tracemalloc.stop()
-        file, after = self.path.read_bytes(), context.state.array_records[_COPY]
-        if file != self.file:
-            self.path.write_bytes(self.file)
+        after = context.state.array_records[_COPY]
         if arrays.UNPICKLED:
             raise AssertionError("something was unpickled")
         head = records.read_head(reply)
         if head.get("client") != "0":
             raise AssertionError(f"the client answered as {head.get('client')!r}")
-        same = file == self.file and after == self.arrays
+        same = after == self.arrays
         expected = "accepted" if case.mutation == "as sent" else "refused"
         if "error" in head:
             return Verdict("refused" if same else "accepted", expected)
