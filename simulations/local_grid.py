@@ -41,6 +41,7 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
+        """Runs play no part."""
         pass
 
     @property
@@ -49,12 +50,15 @@ class LocalGrid(Grid):
         return SimpleNamespace(run_id=1)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Flower has deprecated it."""
         raise RuntimeError("build a Message instead")
 
     def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are connected."""
         return [n for n in self.apps if n not in self.away]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Have the apps answer, at once."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -76,9 +80,11 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The answers, each once."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
+        """The answers; nobody is waited for."""
         return self.pull_messages(self.push_messages(messages))

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import cases_cli
 import federation as fed
 import pytest
 import torch
@@ -244,8 +245,13 @@ def test_a_copy_that_cannot_be_dampened_keeps_its_client_waiting(tmp_path: Path)
     attempts = [e.body for e in store.audit.entries() if e.kind == "attempt"]
     assert [(a["client"], a["reason"]) for a in attempts] == [("2", reason)]
     assert verify_store(store, public_key=key.public).problems == ()
-    certified = check_certificate(export_certificate(store, "1"), key.public)
+    certificate = export_certificate(store, "1")
+    certified = check_certificate(certificate, key.public)
     assert (certified.outstanding, certified.reasons) == (("2",), {"2": reason})
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate))
+    public = ("--public-key", tmp_path / "key.pem.pub")
+    shown = cases_cli.run("audit", "check", tmp_path / "certificate.json", *public).stdout
+    assert "last.pt: there is no such file" in shown
 
     train(strategy, grid, 1)  # a new file comes in its place, from the forgotten model
     assert store.operations.outstanding() == {"2": store.operations.all()}

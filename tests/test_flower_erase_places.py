@@ -105,6 +105,9 @@ def test_what_the_server_remembers(inner: Callable[[], Any], tmp_path: Path) -> 
         weight, bias = dense @ old["hidden.weight"], dense @ old["hidden.bias"]
         if attribute == "current_arrays":
             bias = bias + erased.shift
+        if attribute in ("momentum_vector", "m_t"):
+            assert not any(bool(t.any()) for t in after.values())
+            continue
         if attribute == "v_t":
             weight, bias = dense**2 @ old["hidden.weight"], dense**2 @ old["hidden.bias"]
             assert all(bool((t >= 0).all()) for t in after.values())

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
@@ -151,8 +151,13 @@ class LegacyStrategy(Strategy):
     """
 
     def __init__(self, strategy: Strategy, *, store: RunStore | str | Path, **options: Any) -> None:
+        if not isinstance(strategy, Strategy):
+            raise UnlearnError(
+                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; one "
+                "of flwr.serverapp.strategy goes into UnlearningStrategy"
+            )
         self.strategy = strategy
-        self._core = _Core(strategy, store=store, **options)
+        self._core = _Core(cast(Any, strategy), store=store, **options)
         self._model: tuple[list[bytes], ArrayRecord] = ([], ArrayRecord())
         self._replaced: tuple[list[bytes], list[bytes]] | None = None
 
@@ -283,7 +288,7 @@ class _Core(UnlearningStrategy):
     def serve(self, grid: Callable[[], Grid], arrays: ArrayRecord, rounds_done: int | None) -> None:
         """Serve what is due; before the first round there may be no client, and so no Grid, to ask."""
         self._find_grid = grid
-        self._serve_due(None, arrays, rounds_done)
+        self._serve_due(cast(Grid, None), arrays, rounds_done)
 
     def _forget(self, grid: Grid | None, *args: Any) -> ForgetResult:
         return super()._forget(self._find_grid() if grid is None else grid, *args)
@@ -342,10 +347,10 @@ def to_arrays(parameters: Parameters) -> ArrayRecord:
 
 
 def _content(result: FitRes, key: str) -> RecordDict:
-    numbers = {
+    numbers: dict[str, Any] = {
         name: value
         for name, value in result.metrics.items()
-        if type(value) in (int, float) and math.isfinite(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     }
     metrics = MetricRecord({**numbers, key: int(result.num_examples)})
     return RecordDict({"arrays": to_arrays(result.parameters), "metrics": metrics})

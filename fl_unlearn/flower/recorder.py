@@ -199,11 +199,12 @@ class Recorder:
         store = self.store
         if not len(arrays) or store.undampenable is not None:
             return False
-        if store.signature() is None and not any("float" in a.dtype for a in arrays.values()):
+        floats = any("float" in array.dtype for array in arrays.values())
+        if store.signature() is None and not floats:
             store.set_undampenable(
-                "the model has no floating-point values (it is made of trees, say), so only its lineage and "
-                "its metrics are recorded, and nothing of it can be dampened; to forget, train it again "
-                "without the data"
+                "the model holds no arrays of floating-point values (it is made of trees, say, or sent as "
+                "raw bytes), so only its lineage and its metrics are recorded, and nothing of it can be "
+                "dampened; to forget, train it again without the data"
             )
             log.warning("%s", store.undampenable)
             return False

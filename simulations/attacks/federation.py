@@ -6,7 +6,7 @@ The others of the ten classes are spread evenly. The last fifth of the pictures 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,13 +19,17 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from fl_unlearn.flower import UnlearningStrategy, attach
-from simulations.attacks.grid import InProcessGrid, Tamper
+from simulations.local_grid import LocalGrid
 
 CLIENTS, CLASSES, ROUNDS = 10, 10, 12
+FIRST_NODE = 100
 HOLDERS: Mapping[int, tuple[int, ...]] = {3: (0, 1, 2, 3, 4, 5), 8: (0,), 9: (9,)}
 """Who holds the classes that only some hold."""
 LIARS: Mapping[int, tuple[int, ...]] = {3: (1, 2, 3), 8: (0, 1, 2), 9: (1, 2, 3)}
 """Who lies about a class: up to three of the six holders; the only holder, and two others; no holder."""
+
+Tamper = Callable[[int, Message, Message], None]
+"""Changes the reply of a client (its number) to a message."""
 
 
 class Net(nn.Module):
@@ -106,9 +110,15 @@ def client_app() -> ClientApp:
     return attach(app, model=new_model, data=load_data, device="cpu")
 
 
-def grid(tamper: Tamper | None = None) -> InProcessGrid:
+def grid(tamper: Tamper | None = None) -> LocalGrid:
     """All clients; ``tamper`` makes some of them lie."""
-    return InProcessGrid([client_app() for _ in range(CLIENTS)], tamper)
+
+    def change(request: Message, reply: Message) -> Message:
+        if tamper is not None:
+            tamper(request.metadata.dst_node_id - FIRST_NODE, request, reply)
+        return reply
+
+    return LocalGrid({FIRST_NODE + i: client_app() for i in range(CLIENTS)}, change)
 
 
 def train(folder: Path) -> None:

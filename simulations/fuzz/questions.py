@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import tempfile
 import tracemalloc
+from pathlib import Path
 from random import Random
 
 import torch
@@ -11,6 +14,8 @@ from flwr.app import Context, Message, RecordDict
 
 from fl_unlearn.flower import records
 from fl_unlearn.flower.client import Responder
+from fl_unlearn.flower.own_copies import OwnCopies
+from fl_unlearn.tensor_file import encode
 from simulations.fuzz import arrays, exchange
 from simulations.fuzz.answers import Answers
 from simulations.fuzz.contract import Case, Verdict
@@ -21,13 +26,20 @@ _COPY = "last"
 
 
 class Questions:
-    """A client that keeps a copy of the model in its Context."""
+    """A client that keeps one copy of the model in its Context and one in a file."""
 
     def __init__(self) -> None:
         server = Answers()
         self.questions, self.state = server.genuine.questions, server.state
+        self._folder = tempfile.TemporaryDirectory()
+        self.path = Path(self._folder.name) / "copy.safetensors"
+        self.file = encode(self.state)
+        self.path.write_bytes(self.file)
         self.arrays = records.to_arrays(self.state)
-        self.responder = Responder(exchange.model, exchange.data, device="cpu")
+        self.known = Path(self._folder.name) / "known"
+        self.copies = OwnCopies(lambda context: self.known)
+        self.responder = Responder(exchange.model, exchange.data, copies=self.copies, device="cpu")
+        self._register()
 
     def draw(self, random: Random) -> Case:
         """A genuine question in one case of ten, otherwise a changed one."""
@@ -50,13 +62,16 @@ class Questions:
         finally:
             if watched:
                 tracemalloc.stop()
-        after = context.state.array_records[_COPY]
+        file, after = self.path.read_bytes(), context.state.array_records[_COPY]
+        if case.facts["action"] == records.APPLY:
+            self.path.write_bytes(self.file)
+            self._register()
         if arrays.UNPICKLED:
             raise AssertionError("something was unpickled")
         head = records.read_head(reply)
         if head.get("client") != "0":
             raise AssertionError(f"the client answered as {head.get('client')!r}")
-        same = after == self.arrays
+        same = file == self.file and after == self.arrays
         expected = "accepted" if case.mutation == "as sent" else "refused"
         if "error" in head:
             return Verdict("refused" if same else "accepted", expected)
@@ -65,6 +80,11 @@ class Questions:
         else:
             sound = same
         return Verdict("accepted", "accepted" if sound else "refused")
+
+    def _register(self) -> None:
+        """The copy as it is known before any question."""
+        shutil.rmtree(self.known, ignore_errors=True)
+        self.copies.registry(exchange.context_of(1)).add(self.path, [], name=None, personal=False)
 
     def _ask(self, case: Case, context: Context) -> RecordDict:
         question = Message(copy.deepcopy(case.facts["content"]), 1, f"query.{case.facts['action']}")

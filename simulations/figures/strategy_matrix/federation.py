@@ -13,7 +13,6 @@ from flwr.client import Client, NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.common import Code, EvaluateIns, EvaluateRes, FitIns, FitRes, Parameters, Status
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from fl_unlearn.flower import attach, forgotten_classes, legacy, unlearning_mod
 from simulations.local_grid import LocalGrid
@@ -45,27 +44,33 @@ class Problem:
     lr: float = 0.1
     batch_size: int = 16
 
-    def loader(self, client: int, exclude: Collection[int] = ()) -> DataLoader[Any]:
+    def batches(self, client: int, exclude: Collection[int] = ()) -> list[Data]:
         """A client's training data, without some classes."""
         x, y = self.clients[client]
         keep = ~torch.isin(y, torch.tensor(sorted(exclude), dtype=torch.int64))
-        return DataLoader(TensorDataset(x[keep], y[keep]), self.batch_size)
+        x, y = x[keep], y[keep]
+        starts = range(0, len(y), self.batch_size)
+        return [(x[i : i + self.batch_size], y[i : i + self.batch_size]) for i in starts]
+
+    def examples(self, client: int, exclude: Collection[int] = ()) -> int:
+        """How many samples those are."""
+        return sum(len(y) for _, y in self.batches(client, exclude))
 
     def train(self, model: nn.Module, client: int, exclude: Collection[int], mu: float = 0.0) -> float:
         """Train in place; returns the last loss. ``mu``: FedProx's proximal term."""
         parameters = list(model.parameters())
         start = [p.detach().clone() for p in parameters]
-        loss = torch.zeros(())
+        loss, batches = torch.zeros(()), self.batches(client, exclude)
         for _ in range(self.epochs):
-            for x, y in self.loader(client, exclude):
+            for x, y in batches:
                 loss = nn.functional.cross_entropy(model(x), y)
                 if mu:
                     pairs = zip(parameters, start, strict=True)
-                    loss = loss + mu / 2 * sum((p - p0).square().sum() for p, p0 in pairs)
+                    loss = loss + mu / 2 * torch.stack([(p - p0).square().sum() for p, p0 in pairs]).sum()
                 gradients = torch.autograd.grad(loss, parameters)
                 with torch.no_grad():  # by hand: making an optimiser of torch's takes longer than these steps
                     for p, gradient in zip(parameters, gradients, strict=True):
-                        p -= self.lr * gradient
+                        p.sub_(gradient, alpha=self.lr)
         return float(loss.detach())
 
     def accuracies(self, arrays: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float]:
@@ -98,29 +103,29 @@ def decorator_app(problem: Problem, mods: Sequence[Any] = (), *, trees: bool = F
     @app.train(mods=list(mods))
     def train(message: Message, context: Context) -> Message:
         client, exclude = partition(context), forgotten_classes(message, context)
-        arrays = message.content["arrays"]
-        examples = len(problem.loader(client, exclude).dataset)  # type: ignore[arg-type]
+        arrays = message.content.array_records["arrays"]
+        examples = problem.examples(client, exclude)
         if trees:
             grown = ArrayRecord([np.frombuffer(booster(client), np.uint8)])
             metrics = MetricRecord({"num-examples": examples})
             return Message(RecordDict({"arrays": grown, "metrics": metrics}), reply_to=message)
         model = problem.model()
         model.load_state_dict(arrays.to_torch_state_dict())
-        mu = float(message.content["config"].get("proximal-mu", 0.0))
+        mu = float(str(message.content.config_records["config"].get("proximal-mu", 0.0)))
         loss = problem.train(model, client, exclude, mu)
         metrics = MetricRecord({"num-examples": examples, "train_loss": loss})
-        content = {"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}
-        return Message(RecordDict(content), reply_to=message)
+        trained = ArrayRecord(model.state_dict())
+        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        values = message.content["arrays"].to_numpy_ndarrays()
+        values = message.content.array_records["arrays"].to_numpy_ndarrays()
         metrics = MetricRecord({"num-examples": 1, "eval_loss": float(values[0].astype(np.float64).sum())})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     if trees:
         return app
-    return attach(app, model=problem.model, data=lambda c: problem.loader(partition(c)), device="cpu")
+    return attach(app, model=problem.model, data=lambda c: problem.batches(partition(c)), device="cpu")
 
 
 def booster(client: int) -> bytes:
@@ -155,7 +160,7 @@ class LegacyClient(NumPyClient):
         exclude = legacy.forgotten_classes(config, self.client)
         self.set_parameters(parameters)
         loss = self.problem.train(self.model, self.client, exclude, float(config.get("proximal_mu", 0.0)))
-        examples = len(self.problem.loader(self.client, exclude).dataset)  # type: ignore[arg-type]
+        examples = self.problem.examples(self.client, exclude)
         return self.get_parameters({}), examples, {"train_loss": loss, "dpfedavg_norm_bit": True}
 
     def evaluate(self, parameters: Sequence[np.ndarray[Any, Any]], config: Mapping[str, Any]) -> Any:
@@ -203,5 +208,5 @@ def legacy_app(problem: Problem, mods: Sequence[Any] = (), kind: str = "model") 
             return LegacyTrees(client)
         return LegacyRaw(problem, client) if kind == "raw" else LegacyClient(problem, client).to_client()
 
-    mod = unlearning_mod(model=problem.model, data=lambda c: problem.loader(partition(c)), device="cpu")
+    mod = unlearning_mod(model=problem.model, data=lambda c: problem.batches(partition(c)), device="cpu")
     return ClientApp(client_fn=client_fn, mods=[mod, *mods])

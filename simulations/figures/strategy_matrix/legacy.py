@@ -12,7 +12,7 @@ from flwr.server import strategy as flower
 from flwr.server.strategy import FedAvg, Strategy
 
 NOT_STRATEGIES = ("Strategy", "FedOpt", "FedXgbNnAvg")
-"""Other names in ``flwr.server.strategy.__all__``: two base classes, and one whose replies no Grid can carry."""
+"""Other names in the module: two base classes, and a strategy whose replies no Grid can carry."""
 
 Evaluate = Callable[[int, Any, dict[str, Any]], tuple[float, dict[str, Any]]]
 
@@ -48,18 +48,18 @@ def _mean_loss(results: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     return {"train_loss": sum(m["train_loss"] for _, m in results) / len(results)}
 
 
-def _plain(kind: type[Strategy], **options: Any) -> Case:
+def _plain(kind: Callable[..., Strategy], **options: Any) -> Case:
     return Case(lambda n, first, evaluate: kind(**_options(n, first, evaluate), **options))
 
 
-def _private(kind: type[Strategy], *mods: Any, **options: Any) -> Case:
+def _private(kind: Callable[..., Strategy], *mods: Any, **options: Any) -> Case:
     def make(n: int, first: Parameters, evaluate: Evaluate) -> Strategy:
-        return kind(FedAvg(**_options(n, first, evaluate)), num_sampled_clients=n, **options)  # type: ignore[call-arg]
+        return kind(FedAvg(**_options(n, first, evaluate)), num_sampled_clients=n, **options)
 
     return Case(make, mods=mods)
 
 
-def _trees(kind: type[Strategy]) -> Case:
+def _trees(kind: Callable[..., Strategy]) -> Case:
     def make(n: int, first: Parameters, evaluate: Evaluate) -> Strategy:
         options = _options(n, Parameters([], ""), evaluate)
         del options["evaluate_fn"], options["fit_metrics_aggregation_fn"]
@@ -80,12 +80,12 @@ CASES: dict[str, Case] = {
     "FedProx": _plain(flower.FedProx, proximal_mu=0.1),
     "FedAvgM": _plain(flower.FedAvgM, server_learning_rate=0.5, server_momentum=0.9),
     "FedAdagrad": _plain(flower.FedAdagrad, eta=0.1, tau=0.01),
-    "FedAdam": _plain(flower.FedAdam, eta=0.05, tau=0.01),
-    "FedYogi": _plain(flower.FedYogi, eta=0.05, tau=0.01),
+    "FedAdam": _plain(flower.FedAdam, eta=0.1, tau=0.01),
+    "FedYogi": _plain(flower.FedYogi, eta=0.1, tau=0.01),
     "FedMedian": _plain(flower.FedMedian),
     "FedTrimmedAvg": _plain(flower.FedTrimmedAvg, beta=0.2),
     "Krum": _plain(flower.Krum, num_malicious_clients=1),
-    "Bulyan": _plain(flower.Bulyan, num_malicious_clients=1),
+    "Bulyan": _plain(flower.Bulyan, num_malicious_clients=1, to_keep=0),
     "QFedAvg": _plain(flower.QFedAvg, q_param=0.2, qffl_learning_rate=0.1),
     "FedXgbBagging": _trees(flower.FedXgbBagging),
     "FedXgbCyclic": _trees(flower.FedXgbCyclic),

@@ -33,7 +33,7 @@ class Case:
 class OwnLoop(FedAvg):
     """A strategy with a ``start`` of its own."""
 
-    def start(self, grid: Any, initial_arrays: ArrayRecord, num_rounds: int = 3, **given: Any) -> Result:
+    def start(self, grid: Any, initial_arrays: ArrayRecord, num_rounds: int = 3, **given: Any) -> Result:  # type: ignore[override]
         """Rounds without evaluation at the clients."""
         arrays, result = initial_arrays, Result()
         for r in range(1, num_rounds + 1):
@@ -52,11 +52,11 @@ def _options(n: int) -> dict[str, Any]:
     return {"min_available_nodes": n, "min_train_nodes": n, "min_evaluate_nodes": 2, "fraction_evaluate": 0.3}
 
 
-def _plain(kind: type[Strategy], **options: Any) -> Case:
+def _plain(kind: Callable[..., Strategy], **options: Any) -> Case:
     return Case(lambda n: kind(**_options(n), **options))
 
 
-def _private(kind: type[Strategy], *mods: Any, **options: Any) -> Case:
+def _private(kind: Callable[..., Strategy], *mods: Any, **options: Any) -> Case:
     def make(n: int) -> Strategy:
         return kind(FedAvg(**_options(n)), num_sampled_clients=n, **options)
 
@@ -68,8 +68,8 @@ CASES: dict[str, Case] = {
     "FedProx": _plain(flower.FedProx, proximal_mu=0.1),
     "FedAvgM": _plain(flower.FedAvgM, server_learning_rate=0.5, server_momentum=0.9),
     "FedAdagrad": _plain(flower.FedAdagrad, eta=0.1, tau=0.01),
-    "FedAdam": _plain(flower.FedAdam, eta=0.05, tau=0.01),
-    "FedYogi": _plain(flower.FedYogi, eta=0.05, tau=0.01),
+    "FedAdam": _plain(flower.FedAdam, eta=0.1, tau=0.01),
+    "FedYogi": _plain(flower.FedYogi, eta=0.1, tau=0.01),
     "FedMedian": _plain(flower.FedMedian),
     "FedTrimmedAvg": _plain(flower.FedTrimmedAvg, beta=0.2),
     "Krum": _plain(flower.Krum, num_malicious_nodes=1),

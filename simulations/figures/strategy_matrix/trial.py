@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Trace:
 
     Attributes:
         models: Digest of the global model after each round, the first model's included.
-        metrics: All aggregated metrics, by round, as text.
+        metrics: All aggregated metrics of each round, as text.
         forgotten: Test accuracy after each round on the class to forget.
         retained: The same on all others.
         results: What became of the requests.
@@ -40,11 +40,16 @@ class Trace:
     """
 
     models: dict[int, str] = field(default_factory=dict)
-    metrics: str = ""
+    metrics: dict[int, list[str]] = field(default_factory=dict)
     forgotten: dict[int, float] = field(default_factory=dict)
     retained: dict[int, float] = field(default_factory=dict)
     results: list[ForgetResult] = field(default_factory=list)
     store: RunStore | None = None
+
+    def note(self, kind: str, values: Iterable[tuple[int, Any]]) -> None:
+        """Add metrics: pairs of round and value."""
+        for round_, value in values:
+            self.metrics.setdefault(round_, []).append(f"{kind}: {value!r}")
 
     def see(self, problem: Problem | None, round_: int, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
         """Note a model; without a problem it is none that could be measured."""
@@ -103,7 +108,8 @@ def run_today(
         trace.see(None if case.trees else problem, round_, arrays.to_numpy_ndarrays())
 
     result = wrapped.start(grid, initial, num_rounds=rounds, evaluate_fn=evaluate)
-    trace.metrics = repr((result.train_metrics_clientapp, result.evaluate_metrics_clientapp))
+    trace.note("train", result.train_metrics_clientapp.items())
+    trace.note("evaluate", result.evaluate_metrics_clientapp.items())
     return trace
 
 
@@ -147,7 +153,10 @@ def run_legacy(
 
         def fit(num_rounds: int, timeout: float | None) -> Any:
             history, seconds = own(num_rounds, timeout)
-            trace.metrics = repr(vars(history))
+            trace.note("losses", history.losses_distributed)
+            for kind in (history.metrics_distributed_fit, history.metrics_distributed):
+                for name, values in kind.items():
+                    trace.note(name, values)
             return history, seconds
 
         server.fit = fit  # type: ignore[method-assign]
