@@ -6,11 +6,12 @@ import warnings
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 
-from fl_unlearn.flower import records
+from fl_unlearn.flower import records, statistics
 from fl_unlearn.flower.ask_fisher import ask_fisher
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import AnswerError, CorruptCheckpointError
@@ -147,3 +148,21 @@ def test_one_that_names_another_number_of_classes_does_not_silence_the_others(fi
     assert set(found.counts) == {str(n - 1) for n in exchange.NODES if n != liar}
     assert found.num_classes == exchange.CLASSES
     assert list(panel.failed) == [str(liar - 1)]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8", ">f4", "<c8", "<f16", "<M8[s]", "V4", "|S4", "<U3"])
+def test_arrays_of_types_that_torch_cannot_compute_with_are_refused(dtype: str) -> None:
+    """Found by fuzzing: statistics of unsigned integers ended the request."""
+    data = arrays.npy(np.zeros(3, np.dtype(dtype)))
+    with pytest.raises(AnswerError, match="plain numbers"):
+        records.tensor_of("x", Array(dtype="float32", shape=(3,), stype="numpy.ndarray", data=data))
+
+
+def test_statistics_are_float64() -> None:
+    target = answers.Answers()
+    odd = message_changes.copied(target.genuine.answers[records.STATISTICS, answers.BAD])
+    values = odd.array_records[statistics.ARRAYS]
+    values["0/second"] = Array(arrays.values_of(values["0/second"]).astype(np.uint8))
+    case = Case("array: another type", b"", {"action": records.STATISTICS, "content": odd})
+    verdict = target.judge(case)
+    assert (verdict.outcome, verdict.fault) == ("refused", None)

@@ -11,7 +11,8 @@ from flwr.app import Array
 from numpy.lib import format as npy
 
 _HEADERS: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_KINDS = "fiub"  # floating-point numbers, integers, truth values
+# torch knows larger unsigned integers by name only: it cannot compute with them.
+_TYPES = frozenset(np.dtype(t) for t in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?"))
 
 
 def read(array: Array) -> np.ndarray[Any, Any]:
@@ -33,7 +34,7 @@ def read(array: Array) -> np.ndarray[Any, Any]:
     shape, fortran, dtype = _HEADERS[version](stream)
     if tuple(shape) != tuple(array.shape) or any(n < 0 for n in shape):
         raise ValueError(f"holds {tuple(shape)}, declares {tuple(array.shape)}")
-    if dtype.kind not in _KINDS or not dtype.isnative:
+    if dtype not in _TYPES:
         raise ValueError(f"holds values of type {str(dtype)[:50]}; plain numbers are needed")
     start, size = stream.tell(), math.prod(shape) * dtype.itemsize
     if len(array.data) - start != size:
