@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context
 from flwr.common import (
     EvaluateIns,
     EvaluateRes,
@@ -30,7 +28,6 @@ from flwr.common import (
     FitRes,
     Parameters,
     Scalar,
-    parameters_to_ndarrays,
 )
 from flwr.server import Server, ServerAppComponents, SimpleClientManager
 from flwr.server.client_manager import ClientManager
@@ -42,6 +39,7 @@ from fl_unlearn.flower import records
 from fl_unlearn.flower.client import NameFn
 from fl_unlearn.flower.exchange import natural
 from fl_unlearn.flower.forgotten import SAMPLES, classes_for, requests_of, samples_of, united, updates_of
+from fl_unlearn.flower.legacy_records import content_of, to_arrays
 from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.flower.recorder import Update
 from fl_unlearn.flower.result import ForgetResult
@@ -303,7 +301,7 @@ class _Core(UnlearningStrategy):
 
     def read(self, server_round: int, results: list[tuple[ClientProxy, FitRes]]) -> list[Update]:
         """Copy what is to be recorded of the clients' results."""
-        contents = {self.owner(proxy): _content(result, self._recorder.key) for proxy, result in results}
+        contents = {self.owner(proxy): content_of(result, self._recorder.key) for proxy, result in results}
         return self._recorder.read_updates(server_round, contents)
 
     def record(self, server_round: int, updates: list[Update], arrays: ArrayRecord | None) -> None:
@@ -334,23 +332,3 @@ def _grid_of(proxies: Iterable[ClientProxy]) -> Grid:
         "no client of this server is reached over a Grid, so none can be asked; run the project as a "
         "ServerApp (`flwr run`), not with start_server"
     )
-
-
-# --------------------------------------------------------------------------- conversions
-def to_arrays(parameters: Parameters) -> ArrayRecord:
-    """Legacy parameters as an ArrayRecord, named by their place; what is no array, as plain bytes."""
-    try:
-        values = parameters_to_ndarrays(parameters)
-    except (ValueError, EOFError, OSError):
-        values = [np.frombuffer(tensor, np.uint8) for tensor in parameters.tensors]
-    return ArrayRecord({str(i): Array(np.asarray(value)) for i, value in enumerate(values)})
-
-
-def _content(result: FitRes, key: str) -> RecordDict:
-    numbers: dict[str, Any] = {
-        name: value
-        for name, value in result.metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-    metrics = MetricRecord({**numbers, key: int(result.num_examples)})
-    return RecordDict({"arrays": to_arrays(result.parameters), "metrics": metrics})
