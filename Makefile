@@ -37,13 +37,13 @@ demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, writ
 deploy-demo: $(VENV)/.sim  ## the same on Flower's deployment engine: a SuperLink and SuperNodes, TLS, keys (ARGS="--help")
 	$(BIN)/python -m simulations.deploy $(ARGS)
 
-test: $(VENV)/.test  ## all tests; some start Flower's simulation engine
+test: $(VENV)/.test  ## all tests, two at a time; some start Flower's simulation engine
 	@sh tests/install_browser.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.test  ## the tests that need no simulation engine
 	@sh tests/install_browser.sh
-	$(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not e2e and not slow" $(ARGS)
 
 test-slow: $(VENV)/.test  ## the tests left out of `make test`: processes of the deployment engine, minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)
