@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .PHONY: help demo deploy-demo test test-fast test-slow check wheel each-class reference-share client-targets
-.PHONY: deeper compare paper-small paper-figures strategy-time scaling dags ulira private-answers
+.PHONY: deeper compare strategy-matrix paper-small paper-figures strategy-time scaling dags ulira private-answers
 .PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz scale attacks clean
 
 help:  ## this list
@@ -81,6 +81,9 @@ paper-small: $(VENV)/.sim  ## the paper's scenarios, small: on digits (a minute)
 
 paper-figures: $(VENV)/.sim  ## the paper's figures on graphs, of paper-small's and others (ARGS="NAME... --config FILE..."; --help lists them)
 	$(BIN)/python -m simulations.figures.inherited --experiments outputs/paper-small --out outputs/paper-figures $(ARGS)
+
+strategy-matrix: $(VENV)/.sim  ## every strategy of Flower: bit-identical, forgets, stays forgotten (minutes)
+	$(BIN)/python -m simulations.figures.strategy_matrix --out outputs/strategy-matrix $(ARGS)
 
 strategy-time: $(VENV)/.sim  ## time of every strategy to forget in a whole graph (digits; ARGS="--config NAME --data FOLDER")
 	$(BIN)/python -m simulations.figures.time --out outputs/strategy-time $(or $(ARGS),--config diamond-digits-mlp-small)

@@ -41,8 +41,7 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
 
     def set_run(self, run: Any) -> None:
-        """Runs play no part."""
-        pass
+        """There is one run only."""
 
     @property
     def run(self) -> Any:
@@ -50,15 +49,15 @@ class LocalGrid(Grid):
         return SimpleNamespace(run_id=1)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Flower has deprecated it."""
+        """Deprecated in Flower, and not to be used here either."""
         raise RuntimeError("build a Message instead")
 
     def get_node_ids(self) -> Iterable[int]:
-        """The nodes that are connected."""
+        """Nodes that are connected."""
         return [n for n in self.apps if n not in self.away]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Have the apps answer, at once."""
+        """Have each message answered at once."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid.uuid4().hex
@@ -86,5 +85,5 @@ class LocalGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """The answers; nobody is waited for."""
+        """Push, and pull."""
         return self.pull_messages(self.push_messages(messages))

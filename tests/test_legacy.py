@@ -259,7 +259,7 @@ def arriving(problem: Problem, folder: Path) -> LocalGrid:
 
 
 def test_a_model_with_running_statistics_and_a_count(tmp_path: Path) -> None:
-    """A list of arrays does not say which are parameters, and holds one of integers without a dimension."""
+    """A list of arrays does not say which are parameters, and one holds an integer without a dimension."""
     plain = matrix.problem(CLIENTS)
 
     def model() -> nn.Module:

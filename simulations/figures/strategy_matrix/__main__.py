@@ -4,6 +4,8 @@ Handwritten digits, clients in one process, no Ray. Each strategy is run bare; w
 forget after the given rounds and five more rounds of training without it; and as a control, where the model
 is dampened and what the strategy remembers is put back as it was. Strategies of trees train boosters made by
 hand and are asked to forget too: they must refuse.
+
+    python -m simulations.figures.strategy_matrix
 """
 
 from __future__ import annotations

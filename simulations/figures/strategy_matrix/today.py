@@ -33,7 +33,9 @@ class Case:
 class OwnLoop(FedAvg):
     """A strategy with a ``start`` of its own."""
 
-    def start(self, grid: Any, initial_arrays: ArrayRecord, num_rounds: int = 3, **given: Any) -> Result:  # type: ignore[override]
+    def start(  # type: ignore[override]
+        self, grid: Any, initial_arrays: ArrayRecord, num_rounds: int = 3, **given: Any
+    ) -> Result:
         """Rounds without evaluation at the clients."""
         arrays, result = initial_arrays, Result()
         for r in range(1, num_rounds + 1):
