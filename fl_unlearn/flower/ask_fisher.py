@@ -102,10 +102,10 @@ def _ask_sum(panel: Panel, content: RecordDict, model: Signature) -> PooledFishe
         said = {"names": json.dumps(names), "classes": str(classes)}
         return length(groups, {n: model[n].shape for n in names}), said
 
+    if s.privacy.noise:
+        panel.release(s.privacy.noise, s.privacy.noise)  # the sums, and the counts
     summed = ask_sum(panel, "Fisher", records.FISHER, content, read)
     panel.answered = summed.clients
-    if s.privacy.noise:
-        panel.released += [s.privacy.noise] * 2  # the sums, and the counts
     deviation = s.privacy.noise * math.sqrt(len(summed.clients))
     pooled = PooledFisher(
         summed.total,

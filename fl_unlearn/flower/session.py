@@ -33,7 +33,7 @@ from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
 from fl_unlearn.flower.names import recall
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
+from fl_unlearn.flower.progress import Progress, decision_of, fail, released, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.flower.search import Search
@@ -138,6 +138,7 @@ class Session:
         exchange = Exchange(grid, settings.timeout)
         self.panel = Panel(exchange, self.request, settings, store.examples(), ignored, targets)
         self.panel.remembered = recall(store)
+        self.panel.released, self.panel.on_release = list(self.progress.released), self.progress.release
 
     def run(self) -> ForgetResult:
         """Serve it.
@@ -220,16 +221,14 @@ class Session:
         r.failed = {**earlier.failed, **self.panel.failed}
         r.silent = tuple(sorted({*earlier.silent, *self.panel.silent}))
         if self.settings.privacy != Privacy():
-            released = [*earlier.privacy.get("multipliers", ()), *self.panel.released]
-            r.privacy = cost(released, self._released_before(), self.settings.privacy)
+            r.privacy = cost(self.panel.released, self._released_before(), self.settings.privacy)
         r.wall_seconds = earlier.wall_seconds + time.perf_counter() - self._started
         r.client_seconds = earlier.client_seconds + x.client_seconds
         r.bytes_up, r.bytes_down = earlier.bytes_up + x.bytes_up, earlier.bytes_down + x.bytes_down
 
     def _released_before(self) -> list[float]:
         rows = self.store.runs.requests.all()
-        facts = (row.facts.get("privacy") or {} for row in rows if row.id != self.progress.row.id)
-        return [z for fact in facts for z in fact.get("multipliers", ())]
+        return [z for row in rows if row.id != self.progress.row.id for z in released(row)]
 
     def _record(self, chosen: Candidate) -> dict[str, Any]:
         asked = {} if self.requester is None else {REQUESTER: self.requester}
