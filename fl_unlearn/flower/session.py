@@ -26,7 +26,7 @@ from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.evidence import check_named
 from fl_unlearn.flower import records
 from fl_unlearn.flower.ask_data_scores import ask_data_scores
-from fl_unlearn.flower.ask_scores import ask_scores
+from fl_unlearn.flower.ask_scores import Scored, ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.double_check import check_commit, contradictions
 from fl_unlearn.flower.exchange import Exchange, unidentified
@@ -279,12 +279,14 @@ class Session:
             return data.forget[0], data.held[0]
         scored = ask_scores(self.panel, [self.result.state], None)
         after = scored.rows[0][0].forget, scored.rows[0][0].retain
-        self._contradict(after, scored.votes or Votes(self.request.classes))
+        self._contradict(after, scored)
         return after
 
-    def _contradict(self, after: tuple[ClassScores, ClassScores], votes: Votes) -> None:
+    def _contradict(self, after: tuple[ClassScores, ClassScores], scored: Scored) -> None:
         r, p = self.result, self.progress
-        r.contradictions = contradictions(p.candidate(), p.promised, after, votes, self.settings)
+        chosen = p.candidate() if scored.clients == p.scored[0] else None
+        votes = scored.votes or Votes(self.request.classes)
+        r.contradictions = contradictions(chosen, p.promised, after, votes, self.settings)
         if r.contradictions:
             what = "; ".join(r.contradictions[:3])
             r.message += f". The verification contradicts what this was decided by: {what}"
