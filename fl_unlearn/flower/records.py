@@ -283,7 +283,7 @@ def read_scores(content: RecordDict, *, models: int, candidates: int) -> list[li
         if any(not 0 <= r <= n for r, n in zip(right, total, strict=True)):
             raise AnswerError("the scores count more correct samples than there are, or fewer than none")
         if any(not 0 <= v <= MAX_LOSS for v in nats):
-            raise AnswerError("the scores have a loss that is negative or not a finite number that can be added")
+            raise AnswerError("the scores have a loss that is negative or not a finite number to add")
         out.append(
             ClassScores(
                 dict(zip(labels, right, strict=True)),
