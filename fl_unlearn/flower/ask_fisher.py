@@ -65,7 +65,8 @@ def ask_fisher(
         panel.plausible(client, sum(sums.counts.values()))
         about = (tuple(sums.names), sums.num_classes)
         if about not in gathers:
-            head = s.fisher_scope.strip() == "head"
+            # The group of what is named otherwise is no class, and the bounds of a head are about classes.
+            head = s.fisher_scope.strip() == "head" and request.kind == "classes"
             gathers[about] = FisherGather(s.merge_rule, s.defence, panel.examples, head=head)
         gathers[about].add(client, sums)
         kept += records.from_ledger(reply)
