@@ -254,7 +254,7 @@ def test_without_held_out_samples_it_is_refused_in_words(tmp_path: Path) -> None
 
 def test_bounds_that_are_about_classes_say_nothing_of_a_clients_data(tmp_path: Path) -> None:
     strategy, network, _ = trained(tmp_path)
-    settings = replace(FORCED, fisher_scope=" head")  # "head" itself is the default, in whose place "all" comes
+    settings = replace(FORCED, fisher_scope=" head")  # "head" itself is the default: "all" takes its place
     result = forget(network, ONE, strategy.store, settings=settings)
     assert result.committed
     assert result.failed == {}

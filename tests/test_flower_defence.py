@@ -11,7 +11,8 @@ import federation as fed
 import pytest
 import torch
 from federation_checks import THREE, files, unchanged
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
+from restarts import after_phase, killed
 
 from fl_unlearn import request_log
 from fl_unlearn.budget import spent
@@ -245,6 +246,41 @@ def test_a_client_that_leaves_is_no_contradiction(store: RunStore) -> None:
     assert now is not None
     assert now > max(c.retain_accuracy for c in result.candidates) + 0.15
     assert result.contradictions == ()
+
+
+def test_another_model_is_no_contradiction(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.folder
+    store.close()
+
+    def work() -> None:
+        after_phase("committed")(monkeypatch)
+        with RunStore(folder) as own:
+            forget(fed.grid(), ForgetRequest((3,)), own)
+
+    assert killed(work)
+    monkeypatch.undo()
+    trained_on = ArrayRecord(fed.build_model().state_dict())
+    with RunStore(folder) as own:
+        result = forget(fed.grid(), ForgetRequest((3,)), own, current=trained_on)
+    assert result.committed
+    assert result.after is not None
+    assert result.contradictions == ()
+
+
+def test_lies_are_seen_through_after_a_crash(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.folder
+    store.close()
+
+    def work() -> None:
+        after_phase("committed")(monkeypatch)
+        with RunStore(folder) as own:
+            forget(fed.grid(), ForgetRequest((3,)), own)
+
+    assert killed(work)
+    monkeypatch.undo()
+    with RunStore(folder) as own:
+        result = serve(own, {records.SCORE: LOST}, {101})
+    assert any("client 1 said" in what for what in result.contradictions)
 
 
 def test_masked_sums_are_compared_among_the_same_clients() -> None:

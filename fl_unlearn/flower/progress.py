@@ -115,6 +115,7 @@ class Progress:
         chosen: Threshold and dampening chosen by calibration; None before.
         scored: How many clients scored the candidates, of how many.
         scored_update: Digest of the chosen update as they scored it; None before.
+        expected: Digest of the current model with that update, about which they said it; None before.
         promised: What each of them said of it, as `Votes.said` gives it.
         released: Noise multipliers of all that clients were asked for, what came to nothing included.
         behind: Whether the current model is the one from before that decision, and lacks its update.
@@ -128,13 +129,14 @@ class Progress:
         state: dict[str, torch.Tensor],
     ) -> None:
         self.store, self.row = store, row
-        self.models, self.model = len(store.umig), _digest_of(state)
+        self.models, self.model = len(store.umig), digest_of(state)
         self.decision = decision_of(store, row)
         self.base = None if self.decision else self._kept_base()
         self.result = ForgetResult(row.request, settings)
         self.chosen: tuple[float, float] | None = None
         self.scored, self.behind = (0, 0), False
         self.scored_update: str | None = None
+        self.expected: str | None = None
         self.promised: Mapping[str, Sequence[Sequence[float]]] = {}
         self.released = released(row)
         if self.decision or self.base:
@@ -144,7 +146,7 @@ class Progress:
             self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
             self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
             self.scored_update = row.facts.get("scored_update")
-            self.promised = row.facts.get("promised", {})
+            self.expected, self.promised = row.facts.get("expected"), row.facts.get("promised", {})
 
     @property
     def resumed(self) -> bool:
@@ -163,7 +165,8 @@ class Progress:
         """
         facts = {**to_facts(self.result), "models": self.models, "model": self.model}
         facts |= {"chosen": self.chosen, "scored": self.scored}
-        facts |= {"scored_update": self.scored_update, "promised": self.promised, RELEASED: self.released}
+        facts |= {"scored_update": self.scored_update, "promised": self.promised}
+        facts |= {"expected": self.expected, RELEASED: self.released}
         with self.store.audit.transaction():
             self.store.runs.requests.note(self.row.id, phase, facts)
             if phase == request_log.REFUSED:
@@ -208,7 +211,7 @@ class Progress:
             return None
 
 
-def _digest_of(state: dict[str, torch.Tensor]) -> str:
+def digest_of(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names and values."""
     sha = hashlib.sha256()
     for name, array in records.to_arrays(state).items():

@@ -33,7 +33,7 @@ from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
 from fl_unlearn.flower.names import recall
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress, decision_of, fail, released, take_up
+from fl_unlearn.flower.progress import Progress, decision_of, digest_of, fail, released, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.flower.search import Search
@@ -284,6 +284,8 @@ class Session:
 
     def _contradict(self, after: tuple[ClassScores, ClassScores], scored: Scored) -> None:
         r, p = self.result, self.progress
+        if p.expected is not None and digest_of(r.state) != p.expected:
+            return  # training went on before the server was back: it is another model
         chosen = p.candidate() if scored.clients == p.scored[0] else None
         votes = scored.votes or Votes(self.request.classes)
         r.contradictions = contradictions(chosen, p.promised, after, votes, self.settings)
