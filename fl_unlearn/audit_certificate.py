@@ -43,7 +43,9 @@ class CertificateResult:
         checkpoints: Name to digest before and after.
         receipts: Client to what it confirmed, in its own words.
         outstanding: Clients that had not confirmed by ``until``.
+        reasons: Of those, what the ones that answered could not change, in their own words.
         refused: Why the request was refused, when it was.
+        requester: Who asked for it by a document; None when the run's program did.
         until: Time of the newest entry of the log when the certificate was made.
     """
 
@@ -55,7 +57,9 @@ class CertificateResult:
     checkpoints: dict[str, tuple[str, str]] = field(default_factory=dict)
     receipts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     outstanding: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
+    requester: str | None = None
     until: str = ""
 
     @property
@@ -68,8 +72,9 @@ def export_certificate(store: RunStore, request: str) -> dict[str, Any]:
     """The certificate of one request, as plain values for JSON.
 
     Entries belong to a request when their body says ``"request": number`` (that of "decided": in the request
-    that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations. Exported
-    are those signed with the key of the decision; the head is the newest entry signed with it.
+    that it was given), or ``"operation"`` or ``"update"`` with the digest of one of its operations; so do
+    those of the document that asked for it. Exported are those signed with the key of the decision; the head
+    is the newest entry signed with it.
 
     Args:
         store: The store; may be read-only.
@@ -216,12 +221,14 @@ def _belonging(entries: Iterable[Entry], request: str) -> list[Entry]:
     decisions = [e.body for e in entries if e.kind == "decided" and e.body["operation"] in operations]
     updates = {body["update"] for body in decisions}
     clients = {client for body in decisions for client in body["clients"]}
+    documents = {e.body.get("document") for e in entries if _number(e) in numbers} - {None}
     return [
         e
         for e in entries
         if _number(e) in numbers
         or e.body.get("operation") in operations
         or (e.kind == "kept" and e.body["update"] in updates)
+        or (e.kind == "document" and e.body["document"] in documents)
         or (e.kind == "identified" and e.body["owner"] in clients)
     ]
 
@@ -260,6 +267,7 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
     replay = Replay()
     checkpoints: dict[str, tuple[str, str]] = {}
     receipts: dict[str, tuple[str, ...]] = {}
+    reasons: dict[str, str] = {}
     for entry in entries:
         replay.apply(entry.kind, entry.body)
         if entry.kind == "decided":
@@ -268,8 +276,11 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
         elif entry.kind == "receipt":
             client = entry.body["client"]
             receipts[client] = (*receipts.get(client, ()), *entry.body["texts"])
+        elif entry.kind == "attempt":
+            reasons[entry.body["client"]] = str(entry.body["reason"])
     decided = next((e for e in entries if e.kind == "decided"), None)
     operations = replay.operations.values()
+    outstanding = tuple(sorted({client for o in operations for client in o.waiting}))
     return CertificateResult(
         problems=(),
         request=request,
@@ -278,7 +289,9 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
         applied=bool(operations) and all(o.done for o in operations),
         checkpoints=checkpoints,
         receipts=receipts,
-        outstanding=tuple(sorted({client for o in operations for client in o.waiting})),
+        outstanding=outstanding,
+        reasons={client: why for client, why in reasons.items() if client in outstanding},
         refused=tuple(str(e.body.get("message")) for e in entries if e.kind == "refused"),
+        requester=next((e.body["requester"] for e in entries if "requester" in e.body), None),
         until=head.time,
     )

@@ -1,4 +1,4 @@
-"""The Ed25519 keys of the audit log: made, read, and what they sign."""
+"""Ed25519 keys: made, read, and what they sign: entries of the audit log, and messages of other kinds."""
 
 from __future__ import annotations
 
@@ -76,8 +76,12 @@ class PublicKey:
         """Whether ``signature`` was made with this key's private half for that entry of that store."""
         if not _SIGNATURE.fullmatch(signature):
             return False
+        return self.verify_message(_message(store_id, entry_hash), bytes.fromhex(signature))
+
+    def verify_message(self, message: bytes, signature: bytes) -> bool:
+        """Whether ``signature`` (64 bytes) was made with this key's private half for that message."""
         try:
-            self._key.verify(bytes.fromhex(signature), _message(store_id, entry_hash))
+            self._key.verify(signature, message)
         except InvalidSignature:
             return False
         return True
@@ -136,7 +140,15 @@ class SigningKey:
 
     def sign(self, store_id: str, entry_hash: str) -> str:
         """The signature of that entry of that store, in hexadecimal."""
-        return self._key.sign(_message(store_id, entry_hash)).hex()
+        return self.sign_message(_message(store_id, entry_hash)).hex()
+
+    def sign_message(self, message: bytes) -> bytes:
+        """The signature (64 bytes) of a message, whose first line must say of what kind it is.
+
+        What is signed as one thing must not pass for another: entries of the audit log begin with
+        "fl-unlearn audit entry 1", request documents with "fl-unlearn forget-request 1".
+        """
+        return self._key.sign(message)
 
 
 def _read(path: str | Path) -> bytes:

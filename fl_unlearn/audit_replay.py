@@ -5,9 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from fl_unlearn.audit_entry import canonical, text_digest
+from fl_unlearn.document_log import FIELDS
 from fl_unlearn.lineage import UMIG
 
 # Checkpoints by the name of their node, since that is what entries call them by.
@@ -20,6 +22,7 @@ _QUERIES = {
     "outstanding": "SELECT operation_id, client FROM outstanding",
     "alias": "SELECT owner, client FROM alias",
     "meta": "SELECT key, value FROM meta WHERE key IS NOT 'schema_version'",
+    "document": f"SELECT seq, ticket, {', '.join(FIELDS)}, content FROM document",
 }
 TABLES = tuple(_QUERIES)
 """Tables that the log tells of row by row."""
@@ -28,11 +31,19 @@ Rows = list[tuple[Any, ...]]
 
 
 def read_table(connection: sqlite3.Connection, table: str) -> Rows:
-    """One of `TABLES` as it is: names of nodes for their ids, digests for the values of ``meta``."""
+    """One of `TABLES` as it is: nodes by their names, values of ``meta`` and documents by digest."""
     rows = connection.execute(_QUERIES[table]).fetchall()
     if table == "meta":
         return [(key, text_digest(v) if isinstance(v, str) else f"not a text: {v!r}") for key, v in rows]
+    if table == "document":
+        return [(*row, _content_digest(content)) for *row, content in rows]
     return rows
+
+
+def _content_digest(content: Any) -> str | None:
+    if content is None or isinstance(content, bytes):
+        return None if content is None else sha256(content).hexdigest()
+    return f"not bytes: {content!r}"
 
 
 def snapshot(umig: UMIG) -> dict[str, Any] | None:
@@ -82,6 +93,7 @@ class Replay:
         self.updates: dict[str, str] = {}
         self._alias: dict[str, str] = {}
         self._meta: dict[str, str] = {}
+        self._documents: dict[str, dict[str, Any]] = {}
         self._known = {
             "recorded": self._recorded,
             "adopted": self._adopted,
@@ -92,6 +104,7 @@ class Replay:
             "decided": self._decided,
             "applied": self._applied,
             "receipt": self._receipt,
+            "document": self._document,
         }
 
     def apply(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -113,6 +126,10 @@ class Replay:
             "outstanding": [(o.id, client) for _, o in operations for client in o.waiting],
             "alias": [*self._alias.items()],
             "meta": [*self._meta.items()],
+            "document": [
+                (seq, ticket, *(d.get(name) for name in FIELDS), d.get("sha256") if d.get("kept") else None)
+                for seq, (ticket, d) in enumerate(self._documents.items(), start=1)
+            ],
         }
         return rows[name]
 
@@ -132,6 +149,10 @@ class Replay:
         for id_, client in tables["outstanding"]:
             by_id[id_].waiting.add(client)
         self._alias, self._meta = dict(tables["alias"]), dict(tables["meta"])
+        # Not there in the log of an older version.
+        for _, ticket, *values, kept in tables.get("document", ()):
+            said = dict(zip(FIELDS, values, strict=True))
+            self._documents[ticket] = {**said, "kept": kept is not None}
 
     def _noted(self, body: Mapping[str, Any]) -> None:
         self._meta[body["key"]] = body["value_sha256"]
@@ -174,3 +195,7 @@ class Replay:
     def _receipt(self, body: Mapping[str, Any]) -> None:
         if body["operation"] in self.operations:
             self.operations[body["operation"]].waiting.discard(body["client"])
+
+    def _document(self, body: Mapping[str, Any]) -> None:
+        said = {name: body[name] for name in (*FIELDS, "kept") if name in body}
+        self._documents.setdefault(body["document"], {}).update(said)

@@ -14,11 +14,15 @@ except ImportError:  # Windows has no advisory locks of this kind; there, one wr
     fcntl = None  # type: ignore[assignment]
 
 
+class StoreBusyError(StoreError):
+    """Another process is writing to the store."""
+
+
 def lock_folder(folder: Path, wait: float) -> IO[str]:
     """Keep other processes from writing here; the system lets go of it when this one ends, however it does.
 
     Raises:
-        StoreError: If another writer still has it after ``wait`` seconds.
+        StoreBusyError: If another writer still has it after ``wait`` seconds.
     """
     file = open(folder / ".lock", "w")  # noqa: SIM115 (held until the store is closed)
     deadline = time.monotonic() + wait
@@ -29,7 +33,7 @@ def lock_folder(folder: Path, wait: float) -> IO[str]:
         except BlockingIOError as e:
             if time.monotonic() >= deadline:
                 file.close()
-                raise StoreError(
+                raise StoreBusyError(
                     f"{folder} is being written by another run; wait until it is over, or open it read-only"
                 ) from e
             time.sleep(0.05)

@@ -18,7 +18,7 @@ from fl_unlearn.figures import natural_key
 from fl_unlearn.metrics.contract import Good, Measured, Unit
 from fl_unlearn.types import ForgetRequest, UnlearnError
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 T = TypeVar("T")
 
 _LIMITS = {"_drop": (-1.0, 1.0), "accuracy": (0.0, 1.0)}
@@ -142,13 +142,33 @@ class ClientLists:
 
 
 @dataclass(frozen=True)
+class DocumentLine:
+    """One request document as a report tells of it; times are UTC, ISO 8601.
+
+    ``deadline_met`` is None without a deadline, and where it does not apply (see `DocumentStatus`).
+    """
+
+    id: str | None
+    requester: str | None
+    state: str
+    received: str
+    code: str | None = None
+    message: str = ""
+    created: str | None = None
+    changed: str | None = None
+    deadline: str | None = None
+    deadline_met: bool | None = None
+
+
+@dataclass(frozen=True)
 class UnlearnReport:
     """Everything known of one served or refused request.
 
     ``models`` are all stored models and are kept in order of round, aggregates last; ``threshold`` is None
     exactly when refused; ``class_accuracy`` is ``{"before": {label: accuracy}, "after": {...}}`` of the final
-    model; ``measures`` are of the current model; ``measured`` and ``not_measured`` are sentences on what the
-    numbers do and do not show.
+    model; ``measures`` are of the current model; ``document`` is the one that asked for it, None when the
+    program did, and ``refusals`` are all that the store has refused; ``measured`` and ``not_measured`` are
+    sentences on what the numbers do and do not show.
 
     Raises:
         UnlearnError: If a value makes no sense, or outcome and threshold contradict each other.
@@ -172,6 +192,8 @@ class UnlearnReport:
     measured: Sequence[str] = ()
     not_measured: Sequence[str] = ()
     measures: Sequence[MeasureRow] = ()
+    document: DocumentLine | None = None
+    refusals: Sequence[DocumentLine] = ()
 
     def __post_init__(self) -> None:
         if (self.outcome, self.threshold is None) not in (("committed", False), ("refused", True)):
@@ -188,6 +210,7 @@ class UnlearnReport:
             "measured": list(self.measured),
             "not_measured": list(self.not_measured),
             "measures": list(self.measures),
+            "refusals": list(self.refusals),
             "versions": dict(sorted(self.versions.items())),
             "class_accuracy": {
                 when: {c: _number(f"accuracy {when} of {c}", of[c], 0, 1) for c in sorted(of)}
@@ -224,7 +247,7 @@ class UnlearnReport:
             advice = f"read it with the fl-unlearn that wrote it (this one writes {SCHEMA_VERSION})"
             raise UnlearnError(f"report: schema_version must be 1.x, got {version!r}; {advice}")
         try:
-            asked, again = value["request"], value["retrained"]
+            asked, again, document = value["request"], value["retrained"], value.get("document")
             parts = {
                 "request": ForgetRequest.from_json(asked),
                 "final": _build(ModelRow, value["final"]),
@@ -240,6 +263,8 @@ class UnlearnReport:
                 "measured": tuple(value.get("measured", ())),
                 "not_measured": tuple(value.get("not_measured", ())),
                 "measures": [_measure_row(row) for row in value.get("measures", ())],
+                "document": None if document is None else _build(DocumentLine, document),
+                "refusals": [_build(DocumentLine, row) for row in value.get("refusals", ())],
             }
             return _build(cls, {**value, **parts})
         except UnlearnError:
@@ -273,6 +298,24 @@ _LEFT_OPEN = {
     ),
 }
 """How keys of measures begin, to what is left open without them, and with them."""
+
+
+def data_caveats(like: float | None, measured: Collection[str] = ()) -> list[str]:
+    """As `default_caveats`, of a request for clients or samples.
+
+    Args:
+        like: Accuracy on held-out samples of like labels, as `calibration_data.like_labels` gives it; None:
+            not measured.
+        measured: Keys of what was measured besides of the model afterwards.
+    """
+    compared = "" if like is None else f" It was compared with {like:.1%} on held-out samples of like labels."
+    known = {start: any(key.startswith(start) for key in measured) for start in ("mia-", "relearn")}
+    return [
+        "How well a model does on this data that never saw it was not measured: only retraining tells. Such "
+        "data is not to become unknown, so that accuracy on it need not fall to 0." + compared,
+        "Earlier models and the clients' copies got the same update, and were not scored on this data.",
+        *(_LEFT_OPEN[start][with_] for start, with_ in known.items()),
+    ]
 
 
 def default_caveats(scope: str, erased: Sequence[str] = (), measured: Collection[str] = ()) -> list[str]:

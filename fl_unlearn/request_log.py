@@ -41,7 +41,8 @@ class RequestRow:
         run: Id of the run it was made in; None when the store has none.
         request: What is to be forgotten.
         settings: How, as `UnlearnSettings.to_json` gives it.
-        position: Its place among the requests submitted before the run; None when it was made directly.
+        position: Its place among the requests submitted before the run; below 0, that of a document
+            (`document_log.position`); None when it was made directly.
         phase: The last one completed.
         facts: What the phases produced, as JSON holds it.
     """
@@ -87,6 +88,10 @@ class RequestLog:
     def row(self, id_: int) -> RequestRow:
         """The request with that id."""
         return self._rows("id = ?", id_)[0]
+
+    def all(self) -> list[RequestRow]:
+        """Every request, in the order they were made."""
+        return self._rows("1")
 
     def find(self, request: ForgetRequest, position: int | None) -> RequestRow | None:
         """The same request in the newest run: the last one at that position, or made directly."""

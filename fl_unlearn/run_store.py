@@ -185,6 +185,15 @@ class RunStore(StoreFolder):
             return None
         return {n: TensorSpec(tuple(s["shape"]), s["dtype"]) for n, s in json.loads(plain).items()}
 
+    @property
+    def undampenable(self) -> str | None:
+        """Why no model of this store can be dampened, so that only lineage is recorded; None if they can."""
+        return self.umig.get_meta("undampenable")
+
+    def set_undampenable(self, why: str) -> None:
+        """Note that the models are of no kind that can be dampened."""
+        self.set_meta("undampenable", why)
+
     # ------------------------------------------------------------------ reading
     def info(self, name: str) -> FileInfo | None:
         """What the ledger says of a model's checkpoint; None when none is kept."""

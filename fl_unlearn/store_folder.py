@@ -1,8 +1,8 @@
 """The folder of a run: opened by one writer at a time, brought up to date, and put in order after a crash.
 
-``lineage.sqlite`` holds the UMIG, the ledger of checkpoints and operations, the audit log, the log of runs.
-Beside it are ``updates/``, what an interrupted run needs to go on (`run_log`), and ``checkpoints/`` unless
-these are kept at another address.
+``lineage.sqlite`` holds the UMIG, the ledger of checkpoints and operations, the audit log, the logs of runs
+and of request documents. Beside it are ``updates/``, what an interrupted run needs to go on (`run_log`),
+``inbox/`` (documents that wait), and ``checkpoints/`` unless these are kept at another address.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import IO, Any, Self
 from fl_unlearn.audit import AUDIT_TABLES, AuditLog, SigningKey
 from fl_unlearn.audit_entry import text_digest
 from fl_unlearn.audit_replay import snapshot
+from fl_unlearn.document_log import DOCUMENT_TABLES, DocumentLog
 from fl_unlearn.files import make_folder, open_files, remove_partial
+from fl_unlearn.inbox import Inbox
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.lock import lock_folder
 from fl_unlearn.migrate import migrate_checkpoints
@@ -38,7 +40,7 @@ CREATE TABLE IF NOT EXISTS alias (owner TEXT PRIMARY KEY, client TEXT NOT NULL);
 
 def make_tables(umig: UMIG) -> None:
     """Make the tables of a run beside the lineage's, where they are not there yet."""
-    tables = (_TABLES, OPERATION_TABLES, AUDIT_TABLES, RUN_TABLES, REQUEST_TABLES)
+    tables = (_TABLES, OPERATION_TABLES, AUDIT_TABLES, RUN_TABLES, REQUEST_TABLES, DOCUMENT_TABLES)
     for statement in filter(str.strip, ";".join(tables).split(";")):
         umig.connection.execute(statement)
 
@@ -76,6 +78,7 @@ class StoreFolder:
             )
             self.checkpoints = CheckpointStore(self._address(checkpoints) or self.folder / "checkpoints")
             self.operations = OperationLedger(self.umig, self.checkpoints, self.audit)
+            self.documents, self.inbox = DocumentLog(self.umig, self.audit), Inbox(self.folder)
             self._prepare(read_only)
             self.runs = RunLog(self.umig, self.folder)
         except BaseException:

@@ -6,11 +6,37 @@ Nothing here computes; of the package, this module imports only what it passes o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from operator import index
 from typing import Any, Literal, get_args
 
+from .defence import Defence as Defence
+from .errors import REFUSAL_CODES as REFUSAL_CODES
+from .errors import AlreadyAppliedError as AlreadyAppliedError
+from .errors import AnswerError as AnswerError
+from .errors import AuditError as AuditError
+from .errors import CorruptCheckpointError as CorruptCheckpointError
+from .errors import DocumentError as DocumentError
+from .errors import EraseError as EraseError
+from .errors import FisherError as FisherError
+from .errors import LineageError as LineageError
+from .errors import MeasureError as MeasureError
+from .errors import ModelMismatchError as ModelMismatchError
+from .errors import NotEnoughAnswersError as NotEnoughAnswersError
+from .errors import PolicyError as PolicyError
+from .errors import PolicyFileError as PolicyFileError
+from .errors import RefusalCode as RefusalCode
+from .errors import RequestError as RequestError
+from .errors import SettingsError as SettingsError
+from .errors import StoreError as StoreError
+from .errors import StoreFullError as StoreFullError
+from .errors import UnlearnError as UnlearnError
+from .errors import UpdateError as UpdateError
+from .forget_request import TARGET_KINDS as TARGET_KINDS
+from .forget_request import ForgetRequest as ForgetRequest
+from .forget_request import Samples as Samples
+from .forget_request import TargetKind as TargetKind
+from .privacy import Privacy as Privacy
 from .scores import ClassScores as ClassScores
 from .signatures import SIGNATURE_DTYPES as SIGNATURE_DTYPES
 from .signatures import Signature as Signature
@@ -33,153 +59,6 @@ REST = -1
 """The group under which a client pools every sample that a request does not name."""
 
 
-# --------------------------------------------------------------------------- errors
-class UnlearnError(Exception):
-    """Base of every error that fl-unlearn raises on purpose."""
-
-
-class RequestError(UnlearnError, ValueError):
-    """A forget request that cannot be served as it stands (unknown class, no holder, every class...)."""
-
-
-class SettingsError(UnlearnError, ValueError):
-    """A setting with a value that makes no sense."""
-
-
-class FisherError(UnlearnError, ValueError):
-    """A model or data for which the Fisher diagonal would be meaningless."""
-
-
-class EraseError(UnlearnError, ValueError):
-    """A layer or statistics for which a closed-form erasure would be meaningless."""
-
-
-class UpdateError(UnlearnError, ValueError):
-    """An update that does not fit the model, or is not a well-formed update."""
-
-
-class AlreadyAppliedError(UnlearnError):
-    """The same update was about to be applied twice to one model."""
-
-
-class LineageError(UnlearnError, ValueError):
-    """A node or an edge that the model inheritance graph cannot hold, or one it does not know."""
-
-
-class StoreError(UnlearnError):
-    """The store on disk cannot be read or written."""
-
-
-class ModelMismatchError(StoreError):
-    """The store, an update or an answer belongs to a model with other names, shapes or dtypes."""
-
-
-class CorruptCheckpointError(StoreError):
-    """A checkpoint is missing, truncated, or differs from the digest that was recorded for it."""
-
-
-class AuditError(StoreError):
-    """The audit log, a key, or a certificate cannot be used."""
-
-
-class StoreFullError(StoreError):
-    """No room was left on the disk; nothing was changed."""
-
-
-class AnswerError(UnlearnError, ValueError):
-    """A client's answer was malformed or implausible and was not used."""
-
-
-class MeasureError(UnlearnError, ValueError):
-    """Data or a layer on which a measure of what a model knows would be meaningless."""
-
-
-class NotEnoughAnswersError(UnlearnError):
-    """Too few clients answered a phase; nothing was changed."""
-
-
-# --------------------------------------------------------------------------- requests
-TargetKind = Literal["classes", "client", "samples"]
-TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
-
-
-@dataclass(frozen=True)
-class ForgetRequest:
-    """What is to be forgotten: classes, everything of some clients, or chosen samples of some clients.
-
-    Attributes:
-        classes: The labels to forget, each >= 0, in ascending order without repeats.
-        clients: Client names (partition ids, unless the project names its clients otherwise). With classes:
-            whose data of these classes is to be forgotten, empty meaning every client that holds them.
-            Without: the clients of which everything is to be forgotten.
-        reason: Free text for the record.
-        samples: Client name to the positions of its samples in its training data set, from 0 up, ascending
-            without repeats. Goes with neither classes nor clients.
-    """
-
-    classes: tuple[int, ...] = ()
-    clients: tuple[str, ...] = ()
-    reason: str = ""
-    samples: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
-
-    def __post_init__(self) -> None:
-        if not (self.classes or self.clients or self.samples):
-            raise RequestError(
-                "a request must name at least one class, client or sample, got none; try classes=(3,)"
-            )
-        if isinstance(self.clients, str) or not isinstance(self.samples, Mapping):
-            raise RequestError(
-                "clients is a tuple of names and samples a mapping of name to positions, got "
-                f"{self.clients!r} and {self.samples!r}; try clients=('10',)"
-            )
-        if self.samples and (self.classes or self.clients):
-            raise RequestError("samples go with neither classes nor clients; make a request of their own")
-        clients = dict.fromkeys(str(c) for c in self.clients)
-        samples = {str(c): _whole("a sample's position", rows) for c, rows in self.samples.items()}
-        if empty := [c for c, rows in samples.items() if not rows]:
-            raise RequestError(f"no sample of client {empty[0]!r} is named; leave the client out")
-        object.__setattr__(self, "classes", _whole("a class", self.classes))
-        object.__setattr__(self, "clients", tuple(clients))
-        object.__setattr__(self, "samples", samples)
-
-    @property
-    def kind(self) -> TargetKind:
-        """What kind of thing is to be forgotten."""
-        return "samples" if self.samples else "classes" if self.classes else "client"
-
-    @classmethod
-    def parse(cls, classes: str | int, clients: str = "", reason: str = "") -> ForgetRequest:
-        """Build a request from comma-separated text, such as ``"1,9"`` and ``"4,7"``.
-
-        Raises:
-            RequestError: If ``classes`` is not a comma-separated list of whole numbers.
-        """
-        try:
-            labels = tuple(int(p) for p in str(classes).split(",") if p.strip())
-        except ValueError as e:
-            raise RequestError(f"classes must look like '3' or '1,9', got {classes!r}") from e
-        return cls(labels, tuple(p.strip() for p in clients.split(",") if p.strip()), reason)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON; ``samples`` only where some are named."""
-        plain = {"classes": list(self.classes), "clients": list(self.clients), "reason": self.reason}
-        return plain | ({"samples": {c: list(r) for c, r in self.samples.items()}} if self.samples else {})
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> ForgetRequest:
-        """The request that `to_json` gave."""
-        rows = {c: tuple(r) for c, r in plain.get("samples", {}).items()}
-        return cls(tuple(plain["classes"]), tuple(plain["clients"]), plain["reason"], rows)
-
-
-def _whole(what: str, values: Iterable[Any]) -> tuple[int, ...]:
-    for v in values:
-        if isinstance(v, bool) or not hasattr(v, "__index__") or index(v) < 0:
-            raise RequestError(f"{what} is a whole number from 0 up, got {v!r}")
-    return tuple(sorted({index(v) for v in values}))
-
-
-# --------------------------------------------------------------------------- settings
 @dataclass(frozen=True)
 class UnlearnSettings:
     """How a request is served. The defaults are the measured ones (see the README's tables).
@@ -218,8 +97,11 @@ class UnlearnSettings:
         min_clients: Wait (at most ``timeout``) until this many clients are connected before asking any.
         min_answers: Share of the asked clients that must answer each phase, 0 to 1.
         force: Commit a fixed ``threshold`` even when it fails calibration; the report says so.
+        privacy: What clients do to their answers before they send them: noise, masks (`privacy.Privacy`). By
+            default nothing.
         executor: What applies the update to the checkpoints (`apply.stage`): ``"threads"`` of the server's
             process, or ``"ray"``, a cluster that sees the checkpoints' address.
+        defence: Bounds on what clients that lie can do.
     """
 
     fisher_kind: FisherKind = "normalized"
@@ -245,12 +127,14 @@ class UnlearnSettings:
     min_answers: float = 0.5
     force: bool = False
     executor: Executor = "threads"
+    privacy: Privacy = field(default_factory=Privacy)
+    defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
         _one_of("reference", self.reference, REFERENCE_MODES)
         _one_of("executor", self.executor, EXECUTORS)
-        if (problem := share_problem(self.reference_share)) is not None:
+        if (problem := share_problem(self.reference_share) or self.defence.problem()) is not None:
             raise SettingsError(problem)
         if self.reference_share is not None and self.fisher_kind == "batch":
             raise SettingsError(
@@ -288,8 +172,24 @@ class UnlearnSettings:
             raise SettingsError(f"calibration_models must be at least 1, got {self.calibration_models}")
         if not self.timeout > 0:
             raise SettingsError(f"timeout must be above 0 seconds, got {self.timeout!r}")
+        if problem := self._privacy_problem():
+            raise SettingsError(problem)
         if self.force and self.threshold is None:
             raise SettingsError("force needs a fixed threshold; with candidates there is none to insist on")
+
+    def _privacy_problem(self) -> str | None:
+        p = self.privacy
+        if not (p.sums_only or p.score_noise):
+            return None
+        if self.erases:
+            return "statistics of hidden layers have neither noise nor masks: use erase='none' with them"
+        if self.measures:
+            return "measures have neither noise nor masks: leave them out with them"
+        if p.noise and (self.reference != "shared" or self.reference_share is not None):
+            return "noise goes with reference='shared' and without reference_share: each further answer costs"
+        if p.noise and self.fisher_kind not in ("empirical", "normalized"):
+            return f"noise needs fisher_kind 'empirical' or 'normalized', got {self.fisher_kind!r}"
+        return None
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> UnlearnSettings:

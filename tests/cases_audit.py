@@ -17,9 +17,11 @@ from fl_unlearn.apply import stage
 from fl_unlearn.audit import PublicKey, SigningKey
 from fl_unlearn.audit_verify import verify_store
 from fl_unlearn.dampen import DampeningUpdate
+from fl_unlearn.intake import take_in
+from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.run_store import DATABASE, RunStore
 from fl_unlearn.store import KeepPolicy
-from fl_unlearn.types import StoreError
+from fl_unlearn.types import ForgetRequest, StoreError
 
 A, B = runs.update(0), runs.update(1)
 TABLES = (
@@ -32,6 +34,7 @@ TABLES = (
     "application",
     "outstanding",
     "alias",
+    "document",
     "audit",
 )
 Row = tuple[Any, ...]
@@ -52,6 +55,14 @@ def prune(store: RunStore) -> None:
     assert len(store.prune()) == 1
 
 
+def take_documents(store: RunStore) -> None:
+    """One that is accepted, since there is no policy, and one that is refused."""
+    asked = RequestDocument.new("operator", ForgetRequest((3,)))
+    for data in (asked.to_bytes(), b"nonsense"):
+        store.inbox.add(data)
+    take_in(store)
+
+
 STEPS: tuple[Callable[[RunStore], object], ...] = (
     lambda store: store.record("g0", runs.state(100), kind="initial", round_=0),
     lambda store: runs.write_round(store, 1),
@@ -63,6 +74,7 @@ STEPS: tuple[Callable[[RunStore], object], ...] = (
     lambda store: forget(store, 2, B, ["g1", "r2-1"]),
     prune,
     lambda store: store.operations.settle(B.digest, "1"),
+    take_documents,
 )
 
 

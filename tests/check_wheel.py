@@ -20,6 +20,8 @@ assert not {"flwr", "matplotlib", "torch"} & set(sys.modules), "importing the li
 assert len(fl_unlearn.__all__) <= 15, fl_unlearn.__all__
 assert "site-packages" in fl_unlearn.__file__, fl_unlearn.__file__
 import fl_unlearn.flower, fl_unlearn.report
+from fl_unlearn.request_document import json_schema
+assert json_schema()["title"], "the schema of request documents is shipped"
 import importlib.util
 for name in ("strategies", "simulations", "tests"):
     assert importlib.util.find_spec(name) is None, name + " must not be shipped"

@@ -120,7 +120,7 @@ def test_clients_that_deleted_their_data_count_with_all_affected(tmp_path: Path)
 
 
 # --------------------------------------------------------------------------- the server's own state
-def test_momentum_is_dampened_without_arrays_too(tmp_path: Path) -> None:
+def test_momentum_is_forgotten_without_arrays_too(tmp_path: Path) -> None:
     inner = FedAvgM(
         min_available_nodes=fed.CLIENTS,
         min_train_nodes=fed.CLIENTS,
@@ -130,15 +130,10 @@ def test_momentum_is_dampened_without_arrays_too(tmp_path: Path) -> None:
     strategy = UnlearningStrategy(inner, store=tmp_path)
     grid = fed.grid()
     strategy.start(grid, start(), num_rounds=4)
-    old = [m.copy() for m in inner.momentum_vector]  # type: ignore[union-attr]
-    outcome = strategy.forget(grid, THREE)
-    assert outcome.committed
-    changed = {
-        n
-        for n, a, b in zip(fed.build_model().state_dict(), old, inner.momentum_vector, strict=True)
-        if (a != b).any()
-    }  # type: ignore[arg-type]
-    assert changed == set(outcome.update.entries)  # type: ignore[union-attr]
+    assert inner.momentum_vector is not None
+    assert all(m.any() for m in inner.momentum_vector)
+    assert strategy.forget(grid, THREE).committed
+    assert not any(m.any() for m in inner.momentum_vector)
 
 
 def test_what_is_dampened_and_what_is_reported_as_not_understood(tmp_path: Path) -> None:
@@ -286,7 +281,7 @@ def test_a_copy_of_another_shape_is_named_in_a_receipt(tmp_path: Path) -> None:
     strategy, grid, result = fed.trained(tmp_path, rounds=2)
     grid.contexts[101].state["own-head"] = ArrayRecord({"weight": records.Array(np.ones(3))})
     receipts = strategy.forget(grid, THREE, result.arrays).receipts
-    assert any("own-head" in r and "skipped: not the whole model" in r for r in receipts)
+    assert any("own-head" in r and "skipped: no copy of this model" in r for r in receipts)
 
 
 # --------------------------------------------------------------------------- loaders as people have them

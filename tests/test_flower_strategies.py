@@ -13,14 +13,8 @@ import pytest
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
-    FedAdam,
     FedAvg,
-    FedAvgM,
     FedMedian,
-    FedProx,
-    FedTrimmedAvg,
-    Krum,
-    QFedAvg,
     Result,
     Strategy,
 )
@@ -33,39 +27,14 @@ from fl_unlearn.types import UnlearnError
 COMMON: dict[str, Any] = {"min_available_nodes": fed.CLIENTS, "min_train_nodes": 4, "fraction_train": 0.8}
 
 
-class OwnLoop(FedAvg):
-    """A strategy with a ``start`` of its own."""
-
-    def start(self, grid: Any, initial_arrays: ArrayRecord, num_rounds: int = 3, **_: Any) -> Result:
-        arrays, result = initial_arrays, Result()
-        for r in range(1, num_rounds + 1):
-            replies = grid.send_and_receive(self.configure_train(r, arrays, fed_config(), grid))
-            arrays, metrics = self.aggregate_train(r, replies)
-            result.train_metrics_clientapp[r] = metrics
-        result.arrays = arrays
-        return result
-
-
-def fed_config() -> Any:
-    from flwr.app import ConfigRecord
-
-    return ConfigRecord()
-
-
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "FedAvg": lambda: FedAvg(**COMMON),
-    "FedProx": lambda: FedProx(**COMMON, proximal_mu=0.1),
-    "FedAvgM": lambda: FedAvgM(**COMMON, server_learning_rate=0.5, server_momentum=0.9),
-    "FedAdam": lambda: FedAdam(**COMMON, eta=0.05),
     "FedMedian": lambda: FedMedian(**COMMON),
-    "FedTrimmedAvg": lambda: FedTrimmedAvg(**COMMON, beta=0.2),
-    "Krum": lambda: Krum(**COMMON, num_malicious_nodes=1),
-    "QFedAvg": lambda: QFedAvg(**COMMON, client_learning_rate=0.1, q=0.2, train_loss_key="train_loss"),
     "DP": lambda: DifferentialPrivacyServerSideFixedClipping(
         FedAvg(**COMMON), noise_multiplier=0.01, clipping_norm=5.0, num_sampled_clients=4
     ),
-    "own start": lambda: OwnLoop(**COMMON),
 }
+"""Three of different habits; `test_strategy_matrix` goes through all."""
 
 
 def run(strategy: Strategy, rounds: int = 3) -> Result:

@@ -41,7 +41,7 @@ COST_KEYS = {
 CONTRACT = {
     "schema_version", "request", "models", "final", "retrained", "cost", "threshold", "fisher_kind",
     "fisher_scope", "seed", "versions", "outcome", "message", "candidates", "clients", "class_accuracy",
-    "measured", "not_measured", "measures",
+    "measured", "not_measured", "measures", "document", "refusals",
 }  # fmt: skip
 FILES = {"report.json", "report.md", "lineage.png", "models.png", "classes.png"}
 
@@ -115,7 +115,7 @@ def page(report: UnlearnReport, folder: Path) -> str:
 def test_json_has_exactly_the_agreed_names() -> None:
     plain = committed().to_json()
     assert set(plain) == CONTRACT
-    assert plain["schema_version"] == "1.1"
+    assert plain["schema_version"] == "1.2"
     assert plain["request"] == {"classes": [3], "clients": [], "reason": "a customer left"}
     assert all(set(m) == MODEL_KEYS for m in [*plain["models"], plain["final"]])
     assert set(plain["retrained"]) == {"forget_accuracy", "retain_accuracy"}
@@ -128,7 +128,8 @@ def test_json_has_exactly_the_agreed_names() -> None:
 
 def test_reports_of_the_first_version_are_read() -> None:
     plain = {**committed().to_json(), "schema_version": "1.0"}
-    del plain["measures"]
+    for newer in ("measures", "document", "refusals"):
+        del plain[newer]
     assert UnlearnReport.from_json(plain) == committed()
 
 
@@ -207,6 +208,8 @@ def test_a_missing_version_is_refused(value: Any) -> None:
             "measured",
             "not_measured",
             "measures",
+            "document",
+            "refusals",
         }
     ),
 )

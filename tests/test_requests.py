@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fl_unlearn import ForgetRequest
-from fl_unlearn.flower.progress import check_kind
 from fl_unlearn.forget_set import forget_mask
 from fl_unlearn.types import RequestError
 
@@ -23,6 +22,7 @@ LABELS = torch.tensor([3, 0, 3, 1])
         (ForgetRequest((3,), ("a",)), "classes", [0, 2], []),
         (ForgetRequest(clients=("a",)), "client", [0, 1, 2, 3], []),
         (ForgetRequest(samples={"a": (3, 0, 3)}), "samples", [0, 3], []),
+        (ForgetRequest(samples={"a": (3, 0, 3), "c": ("x",)}), "samples", [0, 3], []),
     ],
 )
 def test_kinds_and_what_they_name(request_, kind, of_a, of_b) -> None:
@@ -46,6 +46,13 @@ def test_kinds_and_what_they_name(request_, kind, of_a, of_b) -> None:
         ({"samples": {"a": ()}}, "no sample of client 'a' is named"),
         ({"samples": {"a": (-1,)}}, "a sample's position is a whole number from 0 up, got -1"),
         ({"samples": {"a": (True,)}}, "a sample's position is a whole number from 0 up, got True"),
+        (
+            {"samples": {"a": "patient-1"}},
+            r"positions or of keys, got 'patient-1'; try \{'a': \('patient-1',\)\}",
+        ),
+        ({"samples": {"a": ("patient-1", 2)}}, r"named by keys and otherwise \(2\)"),
+        ({"samples": {"a": (2, "patient-1")}}, r"named by keys and otherwise \(2\)"),
+        ({"samples": {"a": ("", "b")}}, "a key of a sample is not empty, got '' for client 'a'"),
         ({"classes": (1.5,)}, "a class is a whole number from 0 up, got 1.5"),
     ],
 )
@@ -59,20 +66,27 @@ def test_a_sample_that_the_client_does_not_have_is_an_error() -> None:
         forget_mask(ForgetRequest(samples={"a": (1, 4)}), "a", LABELS)
 
 
+def test_keys_are_kept_as_texts_and_must_be_looked_up_by_their_client() -> None:
+    request = ForgetRequest(samples={"a": ("12", "7", "12"), "b": (12, 7)}, reason="asked")
+    assert request.samples == {"a": ("12", "7"), "b": (7, 12)}
+    assert request.kind == "samples"
+    plain = json.loads(json.dumps(request.to_json()))
+    assert plain["samples"] == {"a": ["12", "7"], "b": [7, 12]}
+    assert ForgetRequest.from_json(plain) == request
+    assert ForgetRequest(samples={"a": ("1",)}) != ForgetRequest(samples={"a": (1,)})
+    assert (request.positions("b"), request.positions("c")) == ((7, 12), ())
+    for use in (lambda: request.positions("a"), lambda: forget_mask(request, "a", LABELS)):
+        with pytest.raises(RequestError, match="2 samples of client 'a' by its keys, the first of them '12'"):
+            use()
+    assert forget_mask(request, "c", LABELS).sum() == 0
+
+
+def test_classes_beyond_the_labels_dtype_are_nobodys() -> None:
+    labels = LABELS.to(torch.uint8)
+    assert forget_mask(ForgetRequest((3, 300, 2**40)), "a", labels).tolist() == [True, False, True, False]
+
+
 def test_requests_written_before_samples_could_be_named_are_read() -> None:
     old = {"classes": [3], "clients": [], "reason": "asked"}
     assert ForgetRequest.from_json(old) == ForgetRequest((3,), reason="asked")
     assert ForgetRequest((3,), reason="asked").to_json() == old
-
-
-@pytest.mark.parametrize(
-    ("request_", "named"),
-    [
-        (ForgetRequest(clients=("a",)), "whole clients"),
-        (ForgetRequest(samples={"a": (0,)}), "single samples"),
-    ],
-)
-def test_the_plugin_says_what_it_cannot_serve(request_, named) -> None:
-    with pytest.raises(RequestError, match=f"requests for classes, this one names {named}"):
-        check_kind(request_)
-    check_kind(ForgetRequest((3,)))

@@ -92,6 +92,18 @@ def test_requests_are_found_by_run_place_and_content(tmp_path: Path) -> None:
         assert log.find(ForgetRequest((3,)), None) is None
 
 
+def test_positions_and_keys_of_samples_stay_apart(tmp_path: Path) -> None:
+    positions, keys = ({"a": (7, 12)}, {"a": ("12", "7")})
+    both = {"a": ("12", "7"), "b": (7, 12)}
+    asked = [ForgetRequest(samples=samples) for samples in (positions, keys, both)]
+    with RunStore(tmp_path) as store:
+        ids = [store.runs.requests.open(request, SETTINGS).id for request in asked]
+    with RunStore(tmp_path) as store:
+        log = store.runs.requests
+        assert [log.row(id_).request.samples for id_ in ids] == [positions, keys, both]
+        assert [log.find(request, None).id for request in asked] == ids
+
+
 def test_snapshots_replace_each_other(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store:
         assert store.runs.snapshot() is None

@@ -10,14 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from fl_unlearn import __version__
-from fl_unlearn.cli import audit, checkpoints, gc, lineage, status
+from fl_unlearn.cli import audit, checkpoints, gc, lineage, request, serve, status
 from fl_unlearn.cli.output import say, tolerate_names
 from fl_unlearn.cli.stores import STORE_HELP
 
 HELP = """Look at what a federation's run left behind: its models, what they forgot, and the proof of it.
 
-STORE is the folder given to UnlearningStrategy(store=...). Only gc changes it; \
-everything else may be used while a run writes to it.
+STORE is the folder given to UnlearningStrategy(store=...). Only gc changes \
+its models. Everything but gc may be used while a run writes to it.
 
 Exit codes: 0 all is well, 1 a check found a problem, 2 the command or its input was wrong.
 """
@@ -57,6 +57,8 @@ app.command("status", epilog=STORE_HELP)(status.status)
 app.command("lineage", epilog=STORE_HELP)(lineage.lineage)
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(audit.app, name="audit")
+app.add_typer(request.app, name="request")
+app.command("serve", epilog=STORE_HELP)(serve.serve)
 app.command("gc", epilog=STORE_HELP)(gc.gc)
 
 

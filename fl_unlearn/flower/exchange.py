@@ -92,13 +92,14 @@ class Exchange:
             action: One of `records.ACTIONS`.
             contents: Node id to the message's content.
         """
-        answers = Answers(silent=sorted(contents))
+        answers, silent = Answers(), set(contents)
         for node, reply in self.each(action, contents):
-            answers.silent.remove(node)
+            silent.discard(node)
             if isinstance(reply, str):
                 answers.failed[node] = reply
             else:
                 answers.ok[node] = reply
+        answers.silent = sorted(silent)
         return answers
 
     def each(self, action: str, contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict | str]]:
@@ -117,7 +118,9 @@ class Exchange:
         for node, reply in self._flow(waiting):
             silent.discard(node)
             if isinstance(reply, str):
-                log.warning("client node %d failed at %s: %s", node, action, reply)
+                # Of those that have no name to give, whoever asked for names speaks.
+                level = logging.INFO if action == records.IDENTITY else logging.WARNING
+                log.log(level, "client node %d failed at %s: %s", node, action, reply)
             else:
                 self.bytes_up += records.size_of(reply)
                 self.client_seconds += records.read_seconds(reply)

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 
-from fl_unlearn.flower.broadcast import identify
+from fl_unlearn.flower.broadcast import deliver_outstanding, identify
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.run_store import RunStore
 
@@ -45,13 +45,14 @@ class Names:
     def __init__(self, store: RunStore) -> None:
         self.store, self.known = store, dict[int, str]()
         self._said: dict[int, str | None] = {}
+        self._warned = False
 
     def owner(self, node: int) -> str:
         """The client's name, or a stand-in."""
         return self.known.get(node) or unidentified(node)
 
     def meet(self, exchange: Exchange, nodes: list[int]) -> None:
-        """Ask nodes met for the first time who they are.
+        """Ask nodes met for the first time who they are, and give those that are back what they missed.
 
         Args:
             exchange: The way to the clients.
@@ -72,8 +73,12 @@ class Names:
                     self.store.identify(unidentified(node), name)
             remember(self.store, self.known)
         if strangers := [n for n in new if n not in self.known]:
-            log.warning(
+            # Once: some strategies meet one client a round.
+            log.log(
+                logging.INFO if self._warned else logging.WARNING,
                 "%d nodes did not say which client they are, or gave the name of another; is fl-unlearn "
                 "attached to the ClientApp? Their updates count as affected by every request",
                 len(strangers),
             )
+            self._warned = True
+        deliver_outstanding(exchange, self.store, nodes, self.known)

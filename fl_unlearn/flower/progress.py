@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from fl_unlearn import request_log
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import settings_for
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
 from fl_unlearn.flower.result import ForgetResult, from_facts, measured_facts, to_facts
 from fl_unlearn.metrics import find
 from fl_unlearn.operations import Operation
+from fl_unlearn.privacy import check_accounting
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, RequestError, UnlearnSettings, UpdateError
@@ -33,17 +36,24 @@ def take_up(
     *,
     position: int | None = None,
     after_round: int | None = None,
+    document: str | None = None,
 ) -> RequestRow:
     """The row of the same request if it was interrupted, or a new one.
 
-    With other settings than then it begins anew, unless it was decided already.
+    With other settings than then it begins anew, unless it was decided already. ``document`` is the ticket of
+    the document that asks for it, for the audit log.
 
     Raises:
-        RequestError: If the plug-in cannot serve a request of this kind.
-        SettingsError: If the settings name a metric that there is not.
+        RequestError: If no request can be served on such models.
+        SettingsError: If the settings name a metric that there is not, or do not fit the kind of request.
     """
-    check_kind(request)
+    settings = settings_for(request, settings)
     find(settings.measures)
+    check_accounting(settings.privacy)
+    if request.kind != "classes" and (settings.privacy.sums_only or settings.privacy.two_groups):
+        raise RequestError(
+            "noise, masks and pooled scores are for requests that name classes; serve this one without"
+        )
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
         if decision_of(store, row) or _alike(row.settings, settings):
@@ -53,24 +63,12 @@ def take_up(
     with store.audit.transaction():
         row = store.runs.requests.open(request, settings, position=position, after_round=after_round)
         said = {**request.to_json(), "settings": settings.to_json()}
+        said |= {} if document is None else {"document": document}
         store.audit.append("request", {"request": row.id, **said})
+    if why := store.undampenable:
+        fail(store, row, f"refused: {why}")
+        raise RequestError(f"refused: {why}")
     return row
-
-
-_NAMED = {"client": "whole clients", "samples": "single samples"}
-
-
-def check_kind(request: ForgetRequest) -> None:
-    """Check that the plug-in can serve this kind of request.
-
-    Raises:
-        RequestError: If it cannot.
-    """
-    if request.kind != "classes":
-        raise RequestError(
-            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the "
-            "classes to forget of them, or retrain without the data"
-        )
 
 
 def fail(store: RunStore, row: RequestRow, why: str) -> None:
@@ -109,6 +107,8 @@ class Progress:
         base: What the Fisher phase left; None while it has to be asked for.
         chosen: Threshold and dampening chosen by calibration; None before.
         scored: How many clients scored the candidates, of how many.
+        scored_update: Digest of the chosen update as they scored it; None before.
+        promised: What each of them said of it, as `Votes.said` gives it.
         behind: Whether the current model is the one from before that decision, and lacks its update.
     """
 
@@ -126,12 +126,16 @@ class Progress:
         self.result = ForgetResult(row.request, settings)
         self.chosen: tuple[float, float] | None = None
         self.scored, self.behind = (0, 0), False
+        self.scored_update: str | None = None
+        self.promised: Mapping[str, Sequence[Sequence[float]]] = {}
         if self.decision or self.base:
             self.result = from_facts(store, row, settings)
             self.behind = self.decision is not None and row.facts["model"] == self.model
             self.model = row.facts["model"]
             self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
             self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
+            self.scored_update = row.facts.get("scored_update")
+            self.promised = row.facts.get("promised", {})
 
     @property
     def resumed(self) -> bool:
@@ -150,10 +154,14 @@ class Progress:
         """
         facts = {**to_facts(self.result), "models": self.models, "model": self.model}
         facts |= {"chosen": self.chosen, "scored": self.scored}
+        facts |= {"scored_update": self.scored_update, "promised": self.promised}
         with self.store.audit.transaction():
             self.store.runs.requests.note(self.row.id, phase, facts)
             if phase == request_log.REFUSED:
                 self.store.audit.append("refused", {"request": self.row.id, "message": self.result.message})
+            if phase == request_log.DONE and self.result.contradictions:
+                said = {"request": self.row.id, "what": list(self.result.contradictions)}
+                self.store.audit.append("contradicted", said)
             if phase == request_log.DONE:
                 self.store.audit.append("verified", {"request": self.row.id, **self._measured()})
 

@@ -156,7 +156,8 @@ class Recorder:
 
     def _begin(self, arrays: ArrayRecord, round_: int) -> str:
         """The node of the model a run starts from: the store's newest global one, or one that follows it."""
-        self.store.check_model(records.signature(arrays))
+        if self._has_values(arrays):
+            self.store.check_model(records.signature(arrays))
         umig = self.store.umig
         newest = umig.last(NodeKind.AGGREGATE) or umig.last(NodeKind.INITIAL)
         if newest is None:
@@ -177,8 +178,8 @@ class Recorder:
         return name
 
     def _state(self, arrays: ArrayRecord, kind: str, round_: int) -> dict[str, torch.Tensor] | None:
-        """The tensors to keep; None when none are kept, or they are no model of fixed shape (trees)."""
-        if not self.store.keep.keeps(kind, round_):
+        """The tensors to keep; None when none are kept, or they are no model of fixed shape."""
+        if not self._has_values(arrays) or not self.store.keep.keeps(kind, round_):
             return None
         state = records.to_state(arrays)
         if kind == NodeKind.AGGREGATE:
@@ -193,7 +194,25 @@ class Recorder:
                 return None
         return state
 
+    def _has_values(self, arrays: ArrayRecord) -> bool:
+        """Whether these are values that can be kept and dampened; a model that has none is noted, once."""
+        store = self.store
+        if not len(arrays) or store.undampenable is not None:
+            return False
+        floats = any("float" in array.dtype for array in arrays.values())
+        if store.signature() is None and not floats:
+            store.set_undampenable(
+                "the model holds no arrays of floating-point values (it is made of trees, say, or sent as "
+                "raw bytes), so only its lineage and its metrics are recorded, and nothing of it can be "
+                "dampened; to forget, train it again without the data"
+            )
+            log.warning("%s", store.undampenable)
+            return False
+        return True
+
     def _client_state(self, owner: str, arrays: ArrayRecord) -> dict[str, torch.Tensor] | None:
+        if not self._has_values(arrays):
+            return None
         try:
             self.store.check_model(records.signature(arrays))
             return records.to_state(arrays)

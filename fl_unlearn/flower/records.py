@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.fisher import FisherSums
+from fl_unlearn.flower import plain_arrays
 from fl_unlearn.types import (
+    REST,
     AnswerError,
     ClassScores,
     ModelMismatchError,
@@ -31,14 +32,16 @@ from fl_unlearn.types import (
 
 PROTOCOL = 1
 IDENTITY, FISHER, SCORE, APPLY = "unlearn_identity", "unlearn_fisher", "unlearn_score", "unlearn_apply"
-STATISTICS, MEASURE = "unlearn_statistics", "unlearn_measure"
-ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS, MEASURE)
+STATISTICS, MEASURE, KEYS = "unlearn_statistics", "unlearn_measure", "unlearn_keys"
+ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS, MEASURE, KEYS)
 
 HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Name of the ConfigRecord that tells clients in training messages what was forgotten."""
+"""Key of a ConfigRecord in training messages, or where they have none its name: tells what was forgotten."""
+UPDATES = "unlearn.updates"
+"""Key, beside `FORGOTTEN`, that tells which updates the message's model has had."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12
@@ -72,13 +75,8 @@ def tensor_of(name: str, array: Array) -> torch.Tensor:
         AnswerError: If its bytes are not a plain numeric array of its declared shape.
     """
     try:
-        values = array.numpy()
-        if tuple(values.shape) != tuple(array.shape):
-            raise ValueError(f"holds {values.shape}, declares {tuple(array.shape)}")
-        if not (values.flags.owndata and values.flags.writeable and values.flags.c_contiguous):
-            values = np.array(values, order="C")  # keeps 0-dimensional arrays so
-        return torch.from_numpy(values)
-    except Exception as e:  # NumPy passes on what tokenizer, zip reader and allocator raise
+        return torch.from_numpy(plain_arrays.read(array))
+    except Exception as e:  # NumPy passes on what tokenizer and allocator raise
         raise AnswerError(f"the array {name!r} cannot be read: {e}") from e
 
 
@@ -275,7 +273,7 @@ def read_scores(content: RecordDict, *, models: int, candidates: int) -> list[li
     sizes = (len(total), len(correct), len(loss))
     if sizes != (width, rows * width, rows * width) or len(set(labels)) != width:
         raise AnswerError(f"the scores have {sizes} values for {rows} x {width} models and classes")
-    if any(not 0 <= n <= MAX_COUNT for n in total) or any(not 0 <= c < MAX_CLASSES for c in labels):
+    if any(not 0 <= n <= MAX_COUNT for n in total) or any(not REST <= c < MAX_CLASSES for c in labels):
         raise AnswerError("the scores have labels or totals out of range")
     out = []
     for i in range(rows):

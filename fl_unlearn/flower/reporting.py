@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 
 import networkx as nx
 
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.document_status import REFUSALS, DocumentStatus, statuses
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.lineage import Node, NodeKind
 from fl_unlearn.lineage_io import to_networkx
@@ -17,12 +19,14 @@ from fl_unlearn.report import (
     CandidateRow,
     ClientLists,
     Cost,
+    DocumentLine,
     MeasureRow,
     ModelRow,
     RetrainedScores,
     UnlearnReport,
     default_caveats,
 )
+from fl_unlearn.report_record import data_caveats
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, UnlearnError
 
@@ -101,9 +105,19 @@ def build_report(
             "accuracy of every candidate update on the clients' own data, before one was chosen",
             *(f"{m.title}, by the clients on their own data" for m in measures if m.key in known),
         ),
-        not_measured=tuple(default_caveats(result.settings.fisher_scope, erased, known)),
+        not_measured=tuple(
+            default_caveats(result.settings.fisher_scope, erased, known)
+            if result.request.kind == "classes"
+            else data_caveats(result.like_labels, known)
+        ),
         measures=measures,
+        document=_line(result.document) if result.document else None,
+        refusals=tuple(_line(s) for s in statuses(store) if s.state in REFUSALS),
     )
+
+
+def _line(status: DocumentStatus) -> DocumentLine:
+    return DocumentLine(**{f.name: getattr(status, f.name) for f in fields(DocumentLine)})
 
 
 def _measures(result: ForgetResult) -> tuple[MeasureRow, ...]:

@@ -6,7 +6,6 @@ is delegated, and what is recorded is copied before the inner strategy sees (and
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,18 +17,21 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_unlearn.calibration_data import named, settings_for
 from fl_unlearn.flower import records
 from fl_unlearn.flower.broadcast import deliver_outstanding
 from fl_unlearn.flower.exchange import Exchange, match, natural
+from fl_unlearn.flower.forgotten import tell_forgotten
+from fl_unlearn.flower.intake import Intake
 from fl_unlearn.flower.names import Names
 from fl_unlearn.flower.progress import decision_of, take_up
-from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.recorder import Recorder
 from fl_unlearn.flower.recovery import Loop, Recovery, renumber
 from fl_unlearn.flower.result import ForgetResult, from_facts
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_memory
 from fl_unlearn.flower.session import Session
 from fl_unlearn.metrics import find
+from fl_unlearn.policy import Policy, Requester
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -55,15 +57,19 @@ class UnlearningStrategy(Strategy):
             so that floating-point sums, and with them the whole run, repeat exactly.
         on_request: Called with the store right before a queued request is served: the place to measure
             the stored models as they were.
+        policy: Who may ask for what by document (`policy.Policy`), or the file that says so; documents that
+            wait in the store are served between rounds. None: whoever can write to its folder may ask.
 
     Attributes:
         store: The run's store.
         results: What became of the requests served so far, in order.
 
     Raises:
-        SettingsError: If the settings name a metric that there is not.
+        SettingsError: If the settings name a metric that there is not, or the policy file cannot be used.
         StoreError: If the store cannot be opened.
     """
+
+    inner: type = Strategy
 
     def __init__(
         self,
@@ -74,23 +80,25 @@ class UnlearningStrategy(Strategy):
         keep: KeepPolicy | None = None,
         deterministic: bool = False,
         on_request: Callable[[RunStore], None] | None = None,
+        policy: Policy | str | Path | None = None,
     ) -> None:
-        if not isinstance(strategy, Strategy):
+        if not isinstance(strategy, self.inner):
             raise UnlearnError(
                 f"UnlearningStrategy wraps a flwr.serverapp.strategy.Strategy, got {type(strategy).__name__}"
-                "; legacy strategies (flwr.server.strategy) are not supported here"
+                "; for a legacy project (flwr.server.strategy) use fl_unlearn.flower.legacy.remember"
             )
         self.strategy, self.settings = strategy, settings or UnlearnSettings()
         find(self.settings.measures)
-        self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep)
+        # A command that takes in documents may hold the store for a moment.
+        self.store = store if isinstance(store, RunStore) else RunStore(store, keep=keep, wait=5.0)
         self.deterministic, self.on_request = deterministic, on_request
         self.results: list[ForgetResult] = []
         self._recovery = Recovery(self.store, strategy)
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self._recorder = Recorder(self.store, self._recovery, key)
-        self._names = Names(self.store)
+        self._clients = Names(self.store)
         self._sent: list[Message] = []
-        self._queue = Queue(self.store)
+        self._intake = Intake(self.store, policy)
         self._done = 0  # rounds that were done before the server died
         self._inner_hooks: dict[str, Any] = {}
 
@@ -108,8 +116,13 @@ class UnlearningStrategy(Strategy):
             request: What is to be forgotten.
             after_round: Serve it when this round of the run is over (0: before the first); None: when
                 training has ended.
+
+        Raises:
+            RequestError: If ``after_round`` is below 0.
+            SettingsError: If the settings do not fit the kind of request.
         """
-        self._queue.submit(request, after_round)
+        settings_for(request, self.settings)
+        self._intake.queue.submit(request, after_round)
 
     def forget(self, grid: Grid, request: ForgetRequest, arrays: ArrayRecord | None = None) -> ForgetResult:
         """Serve a request now; one that was interrupted goes on after its last completed phase.
@@ -127,14 +140,22 @@ class UnlearningStrategy(Strategy):
         Raises:
             UnlearnError: As `session.forget`; nothing was changed.
         """
-        if row := self._queue.served(request):
+        if row := self._intake.queue.served(request):
             return self._recall(row)
-        return self._forget(grid, take_up(self.store, request, self.settings), arrays)
+        return self._forget(grid, take_up(self.store, request, self.settings), arrays, self.settings)
 
-    def _forget(self, grid: Grid, row: RequestRow, arrays: ArrayRecord | None) -> ForgetResult:
+    def _forget(
+        self,
+        grid: Grid,
+        row: RequestRow,
+        arrays: ArrayRecord | None,
+        settings: UnlearnSettings,
+        asks: Requester | None = None,
+    ) -> ForgetResult:
         live = arrays if arrays is not None else self._recorder.live
-        settings = replace(self.settings, min_clients=max(self.settings.min_clients, self._usual_clients()))
-        session = Session(grid, row, self.store, settings, live)
+        settings = replace(settings, min_clients=max(settings.min_clients, self._usual_clients()))
+        who, budget = (asks.name, asks.budget) if asks else (None, None)
+        session = Session(grid, row, self.store, settings, live, requester=who, budget=budget)
         try:
             self.results.append(session.run())
         finally:  # once it is decided, no training must go on from the values of before, whatever came up
@@ -171,25 +192,23 @@ class UnlearningStrategy(Strategy):
         """For questions that need no computing: they must not hold up a round for long."""
         return Exchange(grid, min(self.settings.timeout, 60.0))
 
-    def _serve_due(self, grid: Grid, arrays: ArrayRecord, rounds_done: int | None) -> None:
-        """Serve what is due; a request that cannot be served does not stop the training."""
-        for queued in self._queue.due(rounds_done):
-            request = queued.request
+    def _serve_due(self, grid: Grid, arrays: ArrayRecord, rounds_done: int | None) -> bool:
+        """Serve what is due, if anything; a request that cannot be served does not stop the training."""
+        any_due = False
+        for due in self._intake.due(rounds_done, self.settings):
+            any_due, row = True, None
             try:
-                row = take_up(
-                    self.store,
-                    request,
-                    self.settings,
-                    position=queued.position,
-                    after_round=queued.after_round,
-                )
+                row = due.take_up(self.store)
                 if self.on_request and decision_of(self.store, row) is None:
                     self.on_request(self.store)
-                self._forget(grid, row, arrays)
+                result = self._forget(grid, row, arrays, due.settings, due.requester)
             except Exception as e:
-                log.exception("the request for classes %s was not served", list(request.classes))
+                log.exception("the request to forget %s was not served", named(due.request))
                 text = f"failed: {type(e).__name__}: {e}"
-                self.results.append(ForgetResult(request, self.settings, message=text))
+                result = ForgetResult(due.request, due.settings, message=text)
+                self.results.append(result)
+            self._intake.settle(due, result, row)
+        return any_due
 
     def stored_arrays(self) -> ArrayRecord:
         """The newest global model in the store, to go on from.
@@ -207,6 +226,8 @@ class UnlearningStrategy(Strategy):
         was interrupted, it goes on: from its last recorded round, with what the inner strategy remembered
         and without the model given here. Requests that were submitted and served then are not served again,
         their results are in ``results``; one that was interrupted goes on after its last completed phase.
+        With ``num_rounds=0`` on a store that holds models nothing is trained and no run begins: what is due
+        is served on the store's newest global model, and ``initial_arrays`` is not used.
 
         Returns:
             What the inner strategy's ``start`` returns; after an interruption, without the metrics of the
@@ -217,6 +238,10 @@ class UnlearningStrategy(Strategy):
         """
         own = type(self.strategy).start is not Strategy.start
         loop = Loop(self.strategy.start if own else super().start, args, kwargs)
+        if loop.rounds == 0 and len(self.store.umig):
+            result = Result(arrays=self.stored_arrays())
+            self._serve_due(grid, result.arrays, None)
+            return result
         arrays = self._begin(loop, initial_arrays)
         run = self._recovery.run
         assert run is not None
@@ -225,11 +250,10 @@ class UnlearningStrategy(Strategy):
             with self._hooked(run.done, own=own):
                 result = loop.run(grid, arrays)
             renumber(result, run.done)
-        if self._queue:
-            final = getattr(result, "arrays", None) or self._recorder.live or arrays
-            self._serve_due(grid, final, None)
-            if result is not None:  # a loop of one's own may return nothing
-                result.arrays = final
+        final = getattr(result, "arrays", None) or self._recorder.live or arrays
+        served = self._serve_due(grid, final, None)
+        if served and result is not None:  # a loop of one's own may return nothing
+            result.arrays = final
         self.store.runs.finish(run.id)
         return result
 
@@ -243,7 +267,7 @@ class UnlearningStrategy(Strategy):
         arrays, node = self._recovery.resume(run, initial)
         self._recorder.resume_run(run, arrays, node)
         loop.go_on(run.done)
-        for row in self._queue.settle(run):
+        for row in self._intake.recalled(run):
             self._recall(row)
         return arrays
 
@@ -279,8 +303,8 @@ class UnlearningStrategy(Strategy):
         self._serve_due(grid, arrays, server_round - 1)
         # A list: Flower's grids iterate over the messages more than once.
         self._sent = list(self._inner("configure_train")(server_round, arrays, config, grid))
-        self._meet(grid, [m.metadata.dst_node_id for m in self._sent])
-        self._tell_forgotten(self._sent)
+        self._clients.meet(self._quick(grid), [m.metadata.dst_node_id for m in self._sent])
+        tell_forgotten(self.store, self._sent, self._clients.owner)
         return self._sent
 
     def aggregate_train(
@@ -290,9 +314,9 @@ class UnlearningStrategy(Strategy):
         server_round += self._done
         replies = list(replies)
         answers = match(self._sent, replies)
-        owners = {node: self._names.owner(node) for node in answers.ok}
+        owners = {node: self._clients.owner(node) for node in answers.ok}
         if self.deterministic:
-            order = {m.metadata.message_id: self._names.owner(m.metadata.dst_node_id) for m in self._sent}
+            order = {m.metadata.message_id: self._clients.owner(m.metadata.dst_node_id) for m in self._sent}
             replies.sort(key=lambda m: natural(order.get(m.metadata.reply_to_message_id, "")))
         contents = {
             owners[node]: answers.ok[node] for node in sorted(owners, key=lambda n: natural(owners[n]))
@@ -308,7 +332,7 @@ class UnlearningStrategy(Strategy):
         """As the inner strategy does; clients are told what was forgotten."""
         server_round += self._done
         messages = list(self._inner("configure_evaluate")(server_round, arrays, config, grid))
-        self._tell_forgotten(messages)
+        tell_forgotten(self.store, messages, self._clients.owner)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -316,21 +340,3 @@ class UnlearningStrategy(Strategy):
         server_round += self._done
         metrics: MetricRecord | None = self._inner("aggregate_evaluate")(server_round, replies)
         return metrics
-
-    # ------------------------------------------------------------------ clients
-    def _meet(self, grid: Grid, nodes: list[int]) -> None:
-        """Ask nodes met for the first time who they are, and give those that are back what they missed."""
-        exchange = self._quick(grid)
-        self._names.meet(exchange, nodes)
-        deliver_outstanding(exchange, self.store, nodes, self._names.known)
-
-    def _tell_forgotten(self, messages: list[Message]) -> None:
-        """Tell clients in their messages what to leave out from now on."""
-        operations = self.store.operations.all()
-        if not operations:
-            return
-        requests = [
-            json.dumps({"classes": o.request["classes"], "clients": o.request["clients"]}) for o in operations
-        ]
-        for message in messages:
-            message.content[records.FORGOTTEN] = ConfigRecord({"requests": requests})

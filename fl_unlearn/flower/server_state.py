@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
+from flwr.common import Parameters, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
 from fl_unlearn.dampen import DampeningUpdate, apply_update, change_flat
@@ -22,7 +24,11 @@ from fl_unlearn.update import Change
 log = logging.getLogger(__name__)
 
 FIRST_MOMENTS = frozenset({"momentum_vector", "m_t"})
-"""Attributes that hold steps, not values: an erasure maps them, and does not move their origin."""
+"""Attributes that hold steps, not values. They are set to zero, everywhere: they sum up training on what is
+forgotten, and where an update leaves the model alone they would go on teaching it. Measured with FedAdam:
+with steps dampened where the model is, the class came back to 14 % within two rounds; with steps of zero it
+did not.
+"""
 
 SECOND_MOMENTS = frozenset({"v_t"})
 """Attributes that hold squares of steps: what multiplies or mixes steps does so to these squared."""
@@ -35,14 +41,18 @@ def dampen_arrays(arrays: ArrayRecord, update: DampeningUpdate) -> None:
         arrays[name] = array
 
 
+AnyStrategy = Strategy | LegacyStrategy
+
+
 def dampen_strategy(
-    strategy: Strategy | Memory, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+    strategy: AnyStrategy | Memory, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
 ) -> tuple[list[str], list[str]]:
     """Dampen what a strategy keeps that has the shape of the model.
 
-    Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them in the model's order,
-    as attributes of the strategy or of a strategy it wraps, or one level deeper in a list or dict. What is
-    named in `FIRST_MOMENTS` and `SECOND_MOMENTS` holds steps of training; all else is taken for values.
+    Understood are ArrayRecords, dicts of arrays or tensors by name, and lists of them or legacy `Parameters`
+    in the model's order, as attributes of the strategy or of a strategy it wraps, or one level deeper in a
+    list or dict. What is named in `SECOND_MOMENTS` holds squares of steps; steps (`FIRST_MOMENTS`) become
+    zero; all else is taken for values.
 
     Args:
         strategy: The inner strategy, or what was kept of it.
@@ -61,7 +71,7 @@ def dampen_strategy(
 
 
 def dampen_memory(
-    strategy: Strategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
+    strategy: AnyStrategy, update: DampeningUpdate, names: list[str], current: ArrayRecord | None
 ) -> None:
     """`dampen_strategy`, with what it did and what it did not in the log."""
     dampened, skipped = dampen_strategy(strategy, update, names, current)
@@ -77,7 +87,7 @@ class _Walk:
         self.done: list[str] = []
         self.skipped: list[str] = []
 
-    def strategy(self, strategy: Strategy | Memory) -> None:
+    def strategy(self, strategy: AnyStrategy | Memory) -> None:
         if id(strategy) in self.seen:
             return
         self.seen.add(id(strategy))
@@ -93,8 +103,10 @@ class _Walk:
                 self.skipped.append(where)
 
     def value(self, where: str, value: Any, power: int, depth: int) -> None:
-        if isinstance(value, Strategy | Memory):
+        if isinstance(value, AnyStrategy | Memory):
             self.strategy(value)
+        elif isinstance(value, Parameters):
+            self._parameters(where, value, power)
         elif isinstance(value, ArrayRecord | dict | list) and id(value) not in self.seen and len(value):
             self.seen.add(id(value))
             keys = self._keys(value)
@@ -106,6 +118,20 @@ class _Walk:
             elif depth < 1 and not isinstance(value, ArrayRecord):
                 for item in _items(value):
                     self.value(where, item, power, depth + 1)
+
+    def _parameters(self, where: str, value: Parameters, power: int) -> None:
+        """Legacy ones, in place: a server may hold the same object."""
+        if id(value) in self.seen or not value.tensors:
+            return
+        self.seen.add(id(value))
+        arrays = parameters_to_ndarrays(value)
+        keys = self._keys(arrays)
+        if keys is None:
+            self.skipped.append(where)
+            return
+        self._dampen(arrays, keys, power)
+        value.tensors[:] = ndarrays_to_parameters(arrays).tensors
+        self.done.append(where)
 
     def _keys(self, value: Any) -> dict[str, Any] | None:
         """Where in ``value`` each of the model's tensors is; None when it is not shaped like the model."""
@@ -126,14 +152,16 @@ class _Walk:
         return keys if self.update.changes else None
 
     def _dampen(self, value: Any, keys: dict[str, Any], power: int) -> None:
-        for name, change in self.update.changes.items():
+        for name in keys if power == 1 else self.update.changes:
             held = value[keys[name]]
             array = held.numpy() if isinstance(held, Array) else held
             tensor = torch.as_tensor(array).detach().clone(memory_format=torch.contiguous_format)
             if power == 0:
-                change_flat(tensor.view(-1), change)
+                change_flat(tensor.view(-1), self.update.changes[name])
+            elif power == 1:
+                tensor.zero_()
             else:
-                _change_moment(tensor.view(-1), change, power)
+                _change_squares(tensor.view(-1), self.update.changes[name])
             if isinstance(held, torch.Tensor):
                 value[keys[name]] = tensor
             else:
@@ -145,18 +173,17 @@ def _power(attribute: str) -> int:
     return 2 if attribute in SECOND_MOMENTS else 1 if attribute in FIRST_MOMENTS else 0
 
 
-def _change_moment(flat: torch.Tensor, change: Change, power: int) -> None:
-    """What becomes of a step, or the mean square of steps, of a flattened tensor when the tensor is changed.
+def _change_squares(flat: torch.Tensor, change: Change) -> None:
+    """What becomes of the mean square of steps, of a flattened tensor, when the tensor is changed.
 
     A running mean is moved by a constant, so its steps stay as they are.
     """
     if change.erasure is not None and change.role != "running_mean":
         rows = flat.view(len(change.erasure.mean), -1)
-        mapped = change.erasure.squared if power == 2 else change.erasure.linear
-        rows.copy_(mapped(rows.double()))
+        rows.copy_(change.erasure.squared(rows.double()))
     if change.entry is not None:
         indices = change.entry.indices.to(flat.device, torch.int64)
-        factors = change.entry.factors.to(flat.device, torch.float64) ** power
+        factors = change.entry.factors.to(flat.device, torch.float64).square()
         flat[indices] = (flat[indices].double() * factors).to(flat.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.torch import save_file
 
-from fl_unlearn.flower import attach, forgotten_classes
+from fl_unlearn.flower import OwnCopies, attach, forgotten_classes
 
 from . import task
 
@@ -26,9 +27,13 @@ def load_data(context: Context) -> tuple[task.Loader, task.Loader]:
     return task.load_data(int(context.node_config["partition-id"]), int(context.run_config["examples"]))
 
 
-def copies(context: Context) -> list[Path]:
-    """The models that this client keeps on its disk."""
-    return [path] if (path := _copy(context)) and path.is_file() else []
+def folder(context: Context) -> Path:
+    """Where this client remembers the models that it keeps on its disk."""
+    root = str(context.run_config["copies"]) or tempfile.gettempdir()
+    return Path(root) / f"client-{context.node_config['partition-id']}"
+
+
+copies = OwnCopies(folder)
 
 
 def _copy(context: Context) -> Path | None:
@@ -47,6 +52,7 @@ def train(message: Message, context: Context) -> Message:
     if path := _copy(context):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), path)
+        copies.keep(context, path, message)
     metrics = MetricRecord({"num-examples": examples})
     return Message(
         RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message
