@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,6 @@ from deploying import telling
 from test_deploy_return import LARGE
 
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.tensor_file import decode
 from simulations.deploy.demo import read_ledger
 from simulations.deploy.engine import Deployment
 from simulations.deploy.memory import PeakMemory
@@ -41,6 +42,8 @@ def test_a_large_model_is_trained_and_forgets(deployment: Deployment, tmp_path: 
     assert size == pytest.approx(megabytes * 1e6, rel=0.02)
     assert operation.client_update in newest.applied
     assert [r.partition(":")[0] for r in sorted(receipts)] == ["0", "1"]
-    for client in "01":
-        path = copies / f"client-{client}.safetensors"
-        assert operation.client_update in decode(path.read_bytes(), str(path)).applied
+    for client, receipt in zip("01", sorted(receipts), strict=True):
+        told = json.loads(receipt.partition(": ")[2])
+        after = sha256((copies / f"client-{client}.safetensors").read_bytes()).hexdigest()
+        assert (told["status"], told["after"]) == ("applied", after)
+        assert told["before"] != after

@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         raise RuntimeError(f"the request was not committed: {result.message}")
     print(
         f"the request took {result.wall_seconds:.1f} s, {result.bytes_down / 1e6:.1f} MB to and "
-        f"{result.bytes_up / 1e6:.1f} MB from the clients; receipts: {result.receipts}",
+        f"{result.bytes_up / 1e6:.1f} MB from the clients, who sent {len(result.receipts)} receipts",
         flush=True,
     )
 
