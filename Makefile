@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast test-slow check wheel each-class reference-share client-targets deeper compare
-.PHONY: strategy-matrix paper-small paper-figures strategy-time scaling dags ulira
-.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz clean
+.PHONY: help demo deploy-demo test test-fast test-slow check wheel each-class reference-share client-targets
+.PHONY: deeper compare strategy-matrix paper-small paper-figures strategy-time scaling dags ulira private-answers
+.PHONY: bench-store bench-overhead bench-fisher bench-ledger faults fuzz scale attacks clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 17
@@ -34,13 +34,16 @@ $(VENV)/.bench: pyproject.toml | $(VENV)/.sim
 demo: $(VENV)/.sim  ## train on handwritten digits with Flower, forget one, write a report (ARGS="--help" for more)
 	$(BIN)/python -m simulations.demo $(ARGS)
 
-test: $(VENV)/.test  ## all tests; some start Flower's simulation engine
+deploy-demo: $(VENV)/.sim  ## the same on Flower's deployment engine: a SuperLink and SuperNodes, TLS, keys (ARGS="--help")
+	$(BIN)/python -m simulations.deploy $(ARGS)
+
+test: $(VENV)/.test  ## all tests, two at a time; some start Flower's simulation engine
 	@sh tests/install_browser.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/.test  ## the tests that need no simulation engine
 	@sh tests/install_browser.sh
-	$(BIN)/python -m pytest -m "not e2e and not slow" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not e2e and not slow" $(ARGS)
 
 test-slow: $(VENV)/.test  ## the tests left out of `make test`: processes of the deployment engine, minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -63,6 +66,9 @@ reference-share: $(VENV)/.sim  ## digits: what is lost when the reference comes 
 
 client-targets: $(VENV)/.sim  ## digits: what a Fisher update does for a client's data and for single samples (tables)
 	$(BIN)/python -m simulations.figures.client_targets $(ARGS)
+
+private-answers: $(VENV)/.sim  ## digits: what noise, masks and pooled scores cost a request (table)
+	$(BIN)/python -m simulations.figures.private_answers $(ARGS)
 
 deeper: $(VENV)/.sim  ## what is left of a class beyond accuracy, beside retraining (ARGS="--data FOLDER"; hours)
 	$(BIN)/python -m simulations.figures.deeper --out outputs/deeper $(ARGS)
@@ -106,8 +112,14 @@ bench-ledger: $(VENV)/.sim  ## a class request from the clients' ledgers beside 
 faults: $(VENV)/.sim  ## kill processes that work on a store, 300 times, and see what the next start makes of it
 	$(BIN)/python -m simulations.faults $(ARGS)
 
-fuzz: $(VENV)/.sim  ## request documents, sound and altered, at random: crashes and wrong answers (TARGET=documents ARGS="--examples N")
+scale: $(VENV)/.sim  ## one request over 10, 100 and 1,000 clients: time and the server's memory (ARGS="--engine pipes --case small")
+	$(BIN)/python -m simulations.scale $(ARGS)
+
+fuzz: $(VENV)/.sim  ## sound and altered inputs at random (TARGET=documents, answers, questions, updates or checkpoints; ARGS="--examples N")
 	$(BIN)/python -m simulations.fuzz $(or $(TARGET),documents) $(ARGS)
+
+attacks: $(VENV)/.sim  ## digits: clients that lie while a class is forgotten, with and without the defence (minutes)
+	$(BIN)/python -m simulations.attacks $(ARGS)
 
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -179,6 +179,12 @@ class AuditLog:
             )
         yield from self._execute(f"{_ROWS} WHERE seq >= ? ORDER BY seq", first)
 
+    def holds(self, kind: str, body: Mapping[str, Any]) -> bool:
+        """Whether an entry says exactly that."""
+        said = canonical(plain(dict(body)))
+        found = self._execute("SELECT 1 FROM audit WHERE kind = ? AND body = ? LIMIT 1", kind, said)
+        return found.fetchone() is not None
+
     def head(self) -> Entry | None:
         """The newest entry; None while there is none."""
         row = self._execute(f"{_ROWS} ORDER BY seq DESC LIMIT 1").fetchone()

@@ -43,6 +43,7 @@ class CertificateResult:
         checkpoints: Name to digest before and after.
         receipts: Client to what it confirmed, in its own words.
         outstanding: Clients that had not confirmed by ``until``.
+        reasons: Of those, what the ones that answered could not change, in their own words.
         refused: Why the request was refused, when it was.
         requester: Who asked for it by a document; None when the run's program did.
         until: Time of the newest entry of the log when the certificate was made.
@@ -56,6 +57,7 @@ class CertificateResult:
     checkpoints: dict[str, tuple[str, str]] = field(default_factory=dict)
     receipts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     outstanding: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     requester: str | None = None
     until: str = ""
@@ -265,6 +267,7 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
     replay = Replay()
     checkpoints: dict[str, tuple[str, str]] = {}
     receipts: dict[str, tuple[str, ...]] = {}
+    reasons: dict[str, str] = {}
     for entry in entries:
         replay.apply(entry.kind, entry.body)
         if entry.kind == "decided":
@@ -273,8 +276,11 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
         elif entry.kind == "receipt":
             client = entry.body["client"]
             receipts[client] = (*receipts.get(client, ()), *entry.body["texts"])
+        elif entry.kind == "attempt":
+            reasons[entry.body["client"]] = str(entry.body["reason"])
     decided = next((e for e in entries if e.kind == "decided"), None)
     operations = replay.operations.values()
+    outstanding = tuple(sorted({client for o in operations for client in o.waiting}))
     return CertificateResult(
         problems=(),
         request=request,
@@ -283,7 +289,8 @@ def _summary(request: str, entries: list[Entry], head: Entry) -> CertificateResu
         applied=bool(operations) and all(o.done for o in operations),
         checkpoints=checkpoints,
         receipts=receipts,
-        outstanding=tuple(sorted({client for o in operations for client in o.waiting})),
+        outstanding=outstanding,
+        reasons={client: why for client, why in reasons.items() if client in outstanding},
         refused=tuple(str(e.body.get("message")) for e in entries if e.kind == "refused"),
         requester=next((e.body["requester"] for e in entries if "requester" in e.body), None),
         until=head.time,

@@ -2,7 +2,8 @@
 
 A threshold that is wrong fails silently and badly: the class stays, or others are lost with it. So nothing
 is committed that was not scored on the clients' own data. The current model must pass; earlier models are
-looked at too, and a candidate that is good on all of them is preferred.
+looked at too, and a candidate that is good on all of them is preferred. Whether one passes is a vote, which a
+few clients that lie do not decide (`vote`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+
+from fl_unlearn.running import RunningSum
 from fl_unlearn.types import ClassScores, ForgetRequest, NotEnoughAnswersError, UnlearnSettings
+from fl_unlearn.vote import Votes
 
 CURRENT_SHARE = 0.75
 RESOLUTION = 0.0025
@@ -53,6 +59,10 @@ class Candidate:
         everywhere: Whether it forgets within tolerance on every model looked at.
         retain_loss_change: Mean cross-entropy on the retained data after less before, the mean over all
             models looked at.
+        trimmed_forget: The forget accuracy by the clients' vote (`vote.Verdict`); None where none was held.
+        trimmed_drop: The retained drop by their vote; the same.
+        disputed: Whether it passes only because the word of a few does not decide against all others.
+        against: Where leaving out a few clients would change whether it passes by the sums: those.
     """
 
     threshold: float
@@ -66,10 +76,61 @@ class Candidate:
     passed: bool
     everywhere: bool
     retain_loss_change: float = 0.0
+    trimmed_forget: float | None = None
+    trimmed_drop: float | None = None
+    disputed: bool = False
+    against: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
+
+
+class ScoreSums:
+    """The clients' scores, added as they arrive; the sums do not depend on the order of arrival.
+
+    Args:
+        request: What is to be forgotten.
+        ignored: Classes that count neither as forgotten nor as retained.
+    """
+
+    def __init__(self, request: ForgetRequest, ignored: Collection[int] = ()) -> None:
+        self._request, self._ignored = request, set(ignored)
+        self._shape = (0, 0)
+        self._total: dict[tuple[bool, int], int] = {}
+        self._correct: dict[tuple[bool, int], np.ndarray] = {}
+        self._loss: dict[tuple[bool, int], RunningSum] = {}
+        self.clients = 0
+
+    def add(self, client: str, models: Sequence[Sequence[ClassScores]]) -> None:
+        """Add one client's: one row per model, in it the model as it is, then each candidate."""
+        named = not self._request.clients or client in self._request.clients
+        self._shape = (len(models), len(models[0]))
+        self.clients += 1
+        for label, count in models[0][0].total.items():
+            if label in self._ignored:
+                continue
+            key = (named and label in self._request.classes, label)
+            correct = np.array([[s.correct[label] for s in row] for row in models], dtype=np.int64)
+            loss = torch.tensor([[s.loss[label] for s in row] for row in models], dtype=torch.float64)
+            self._total[key] = self._total.get(key, 0) + count
+            self._correct[key] = self._correct[key] + correct if key in self._correct else correct
+            self._loss.setdefault(key, RunningSum()).add({"": loss})
+
+    def rows(self) -> list[list[Tally]]:
+        """One row per model, one tally per candidate."""
+        models, candidates = self._shape
+        rows = [[Tally() for _ in range(candidates)] for _ in range(models)]
+        for key in sorted(self._total):
+            forgotten, label = key
+            loss = self._loss[key].total()[""].tolist()
+            for i, row in enumerate(rows):
+                for k, tally in enumerate(row):
+                    part = tally.forget if forgotten else tally.retain
+                    part.total[label] = self._total[key]
+                    part.correct[label] = int(self._correct[key][i, k])
+                    part.loss[label] = loss[i][k]
+        return rows
 
 
 def sum_scores(
@@ -78,27 +139,31 @@ def sum_scores(
     ignored: Collection[int] = (),
 ) -> list[list[Tally]]:
     """Add the clients' scores less the ``ignored`` classes: one row per model, one tally per candidate."""
-    rows: list[list[Tally]] = []
+    sums = ScoreSums(request, ignored)
     for client, models in answers.items():
-        rows = rows or [[Tally() for _ in model] for model in models]
-        for row, model in zip(rows, models, strict=True):
-            for tally, scores in zip(row, model, strict=True):
-                tally.add(scores.without(ignored), request, client)
-    return rows
+        sums.add(client, models)
+    return sums.rows()
 
 
-def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Candidate]:
+def judge(
+    rows: Sequence[Sequence[Tally]], settings: UnlearnSettings, votes: Votes | None = None
+) -> list[Candidate]:
     """Turn the sums into one verdict per candidate.
 
     Args:
         rows: One row per model, the current one first; in each, the model as it is, then each candidate.
         settings: The grid of candidates, and the tolerances.
+        votes: The clients' scores one by one; None: sums alone decide.
     """
     out = []
     for k, (threshold, dampening) in enumerate(settings.grid, start=1):
         forget = [measured(row[k].forget, "forgotten") for row in rows]
         kept = [measured(row[k].retain, "retained") for row in rows]
         drops = [measured(row[0].retain, "retained") - after for row, after in zip(rows, kept, strict=True)]
+        verdict = votes.verdict(k) if votes is not None and votes.liars else None
+        by_sums = forget[0] <= settings.forget_tolerance and drops[0] <= settings.max_retain_drop
+        by_vote = verdict is None or _within(verdict.forget, verdict.drop, settings)
+        few = verdict is not None and _within(verdict.least_forget, verdict.least_drop, settings)
         out.append(
             Candidate(
                 threshold=threshold,
@@ -109,12 +174,20 @@ def judge(rows: Sequence[Sequence[Tally]], settings: UnlearnSettings) -> list[Ca
                 worst_forget_accuracy=max(forget),
                 worst_retain_drop=max(drops),
                 cost=_cost(drops),
-                passed=forget[0] <= settings.forget_tolerance and drops[0] <= settings.max_retain_drop,
+                passed=by_vote and (by_sums or few),
                 everywhere=max(forget) <= settings.forget_tolerance,
                 retain_loss_change=sum(_loss(row[k]) - _loss(row[0]) for row in rows) / len(rows),
+                trimmed_forget=verdict.forget if verdict else None,
+                trimmed_drop=verdict.drop if verdict else None,
+                disputed=by_vote and few and not by_sums,
+                against=verdict.against if verdict and few and not by_sums else (),
             )
         )
     return out
+
+
+def _within(forget: float | None, drop: float | None, settings: UnlearnSettings) -> bool:
+    return (forget or 0.0) <= settings.forget_tolerance and (drop or 0.0) <= settings.max_retain_drop
 
 
 def _loss(tally: Tally) -> float:
@@ -148,7 +221,8 @@ def choose(candidates: Iterable[Candidate], *, by_loss: bool = False) -> Candida
     Those that forget on every model looked at come before all others; where none does, what is left there
     decides. Within a quarter of a point of cost (`RESOLUTION`; less is noise) the one that forgets more; then
     the mildest dampening; then the smallest threshold, which forgets with the larger margin. Weight and
-    resolution were chosen on one federation (digits, seed 0) and held on two others (seeds 1 and 2).
+    resolution were chosen on one federation (digits, seed 0) and held on two others (seeds 1 and 2). Disputed
+    candidates come last, and are compared by the vote's numbers: the sums hold what is disputed.
 
     Args:
         candidates: What was measured.
@@ -158,11 +232,18 @@ def choose(candidates: Iterable[Candidate], *, by_loss: bool = False) -> Candida
     """
 
     def rank(c: Candidate) -> tuple[float, ...]:
+        if c.disputed:
+            cost, forget = max(c.trimmed_drop or 0.0, 0.0), c.trimmed_forget or 0.0
+            return 1, 0.0, round(cost / RESOLUTION), 0.0, forget, -c.dampening, c.threshold
         left = 0.0 if c.everywhere else c.worst_forget_accuracy
         loss = c.retain_loss_change if by_loss else 0.0
-        return left, round(c.cost / RESOLUTION), loss, c.worst_forget_accuracy, -c.dampening, c.threshold
+        return 0, left, round(c.cost / RESOLUTION), loss, c.worst_forget_accuracy, -c.dampening, c.threshold
 
     return min((c for c in candidates if c.passed), key=rank, default=None)
+
+
+def _by_sums(c: Candidate, settings: UnlearnSettings) -> bool:
+    return c.forget_accuracy <= settings.forget_tolerance and c.retain_drop <= settings.max_retain_drop
 
 
 def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) -> str:
@@ -176,6 +257,11 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
         f"t = {best.threshold:g} (dampening {best.dampening:g}) left {best.forget_accuracy:.1%} and cost "
         f"{100 * best.retain_drop:.1f} points"
     )
+    if said := {c.against for c in candidates if c.against}:
+        few = ", ".join(sorted(said, key=len)[0])
+        text += f". Without the word of clients {few} one would have passed by the sums"
+    elif any(_by_sums(c, settings) for c in candidates):
+        text += ". By the sums one would have passed, but other holders of the same classes say otherwise"
     if best.forget_accuracy > settings.forget_tolerance:
         return (
             text + ". Try smaller thresholds, a wider fisher scope, or see whether others hold the same data"

@@ -10,17 +10,18 @@ import torch
 from fl_unlearn import evidence
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.erase import NothingToEraseError, erasure
-from fl_unlearn.erase_layers import Statistics, folded
-from fl_unlearn.layer_stats import LayerSums, pool
+from fl_unlearn.erase_layers import folded
+from fl_unlearn.layer_stats import pool
 from fl_unlearn.run_store import RunStore
+from fl_unlearn.statistics_gather import LayerAnswers
 from fl_unlearn.types import ForgetRequest, StateDict, UnlearnSettings, signature_of
 from fl_unlearn.update import ErasedLayer
 
 log = logging.getLogger(__name__)
 
-Ask = Callable[[Sequence[dict[str, torch.Tensor]], int], Mapping[str, Statistics]]
+Ask = Callable[[Sequence[dict[str, torch.Tensor]], int], LayerAnswers]
 """Asks clients for their statistics of one hidden layer (a number, in the order of a forward pass) in each of
-some models; gives client name to answer."""
+some models."""
 
 
 def erased(state: StateDict, erasures: Mapping[str, ErasedLayer]) -> dict[str, torch.Tensor]:
@@ -56,15 +57,16 @@ def find_erasures(
     position, layers = 0, 1
     while position < layers:
         answers = ask([erased(state, found)], position)
-        held = evidence.holders(request, store, {c: a.counts for c, a in answers.items()})
-        hidden = next(a.layers for a in answers.values() if a.layers)
-        layers = len(hidden)
+        held = evidence.holders(request, store, answers.counts)
+        hidden, layers = answers.layers, len(answers.layers)
         if earlier is None:
-            affected = evidence.lineage(request, store, answers, held, all_affected=settings.all_affected)[1]
+            affected = evidence.lineage(
+                request, store, answers.counts, held, all_affected=settings.all_affected
+            )[1]
             earlier = evidence.earlier_globals(store, affected, settings.erase_snapshots - 1)
-        parts = _added(answers)
+        parts = [*answers.sums]
         if earlier:
-            parts += _added(ask([erased(s, found) for s in earlier], position))
+            parts += ask([erased(s, found) for s in earlier], position).sums
         at = hidden[position]
         position += 1
         try:
@@ -75,9 +77,3 @@ def find_erasures(
         found[at.layer] = folded(at, made, signature_of(state))
         log.info("erasing %d directions of the %d outputs of %r", made.a.shape[1], at.width, at.layer)
     return found
-
-
-def _added(answers: Mapping[str, Statistics]) -> list[LayerSums]:
-    """The clients' sums, added model by model."""
-    known = [a.sums for a in answers.values() if a.sums]
-    return [sum(own[1:], own[0]) for own in zip(*known, strict=True)]

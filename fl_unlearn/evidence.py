@@ -36,13 +36,7 @@ def holders(
         NotEnoughAnswersError: If a named client did not answer.
     """
     classes, clients = request.classes, request.clients
-    known = {*counts, *store.clients().values()}
-    unknown = [c for c in clients if c not in known]
-    if unknown:
-        raise RequestError(f"unknown clients {unknown}; known: {', '.join(sorted(known))}")
-    absent = [c for c in clients if c not in counts]
-    if absent:
-        raise NotEnoughAnswersError(f"the named clients {absent} did not answer; nothing was changed")
+    check_named(request, store, counts)
     for label in classes:
         if num_classes is not None and label >= num_classes:
             raise RequestError(f"unknown class {label}: the model has the classes 0 to {num_classes - 1}")
@@ -55,8 +49,29 @@ def holders(
             "nothing would be retained: the request covers every class that the clients hold. "
             "To forget everything, start again from an untrained model"
         )
-    held = {client: sum(own.get(c, 0) for c in classes) for client, own in counts.items()}
+    asked = classes if request.kind == "classes" else {g for own in counts.values() for g in own if g != REST}
+    held = {client: sum(own.get(c, 0) for c in asked) for client, own in counts.items()}
+    if request.kind != "classes" and (without := [c for c in request.named if not held[c]]):
+        raise RequestError(
+            f"client {without[0]!r} holds nothing that the request names and that was not forgotten before"
+        )
     return {client: amount for client, amount in held.items() if amount}
+
+
+def check_named(request: ForgetRequest, store: RunStore, answered: Collection[str]) -> None:
+    """Check that the clients whose data a request is about are there.
+
+    Raises:
+        RequestError: If one is unknown.
+        NotEnoughAnswersError: If one did not answer.
+    """
+    known = {*answered, *store.clients().values()}
+    unknown = [c for c in request.named if c not in known]
+    if unknown:
+        raise RequestError(f"unknown clients {unknown}; known: {', '.join(sorted(known))}")
+    absent = [c for c in request.named if c not in answered]
+    if absent:
+        raise NotEnoughAnswersError(f"the named clients {absent} did not answer; nothing was changed")
 
 
 def lineage(
@@ -72,7 +87,7 @@ def lineage(
     Raises:
         RequestError: If there are none.
     """
-    named = set(request.clients)
+    named = set(request.named)
     innocent = set() if all_affected else set(answered) - set(holders)
 
     def suspect(client: str) -> bool:
@@ -90,7 +105,7 @@ def lineage(
 
 def with_earlier(request: ForgetRequest, store: RunStore) -> ForgetRequest:
     """A request for classes of everybody, with the classes of earlier ones; any other as it is."""
-    if request.clients:
+    if request.named:
         return request
     earlier = {c for o in store.operations.all() if not o.request["clients"] for c in o.request["classes"]}
     return replace(request, classes=(*request.classes, *earlier))

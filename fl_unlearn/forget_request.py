@@ -59,6 +59,11 @@ class ForgetRequest:
         """What kind of thing is to be forgotten."""
         return "samples" if self.samples else "classes" if self.classes else "client"
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The clients whose data it is about; empty: everybody's."""
+        return self.clients or tuple(self.samples)
+
     def positions(self, client: str) -> tuple[int, ...]:
         """Positions of one client's samples that the request names; of a client it does not name, none.
 

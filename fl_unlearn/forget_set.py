@@ -7,6 +7,9 @@ from torch import Tensor
 
 from fl_unlearn.types import ForgetRequest, RequestError
 
+NAMED = 0
+"""The group of all samples that a request for a client or samples names, whatever their labels."""
+
 
 def forget_mask(request: ForgetRequest, client: str, labels: Tensor) -> Tensor:
     """Which samples of one client's training data a request asks to forget; the others are retained.

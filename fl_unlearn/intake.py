@@ -13,7 +13,7 @@ from datetime import datetime
 from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.document_log import ACCEPTED, CANCELLED, EXPIRED, REFUSED, DocumentRow
 from fl_unlearn.inbox import received
-from fl_unlearn.policy import Policy
+from fl_unlearn.policy import Policy, Requester
 from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import REFUSAL_CODES, DocumentError, PolicyError, StoreError
@@ -77,7 +77,9 @@ def check(
     document.check_deadline(now)
 
 
-def check_again(document: RequestDocument, policy: Policy | None, *, accepted: str, now: datetime) -> None:
+def check_again(
+    document: RequestDocument, policy: Policy | None, *, accepted: str, now: datetime
+) -> Requester | None:
     """Check a document that was accepted, right before it is served: the policy may be another by now.
 
     Args:
@@ -87,12 +89,16 @@ def check_again(document: RequestDocument, policy: Policy | None, *, accepted: s
             waited it has not become too old.
         now: The time; its deadline may have passed.
 
+    Returns:
+        Who asks, as the policy knows it; None without a policy.
+
     Raises:
         PolicyError: If it may not be served any more.
     """
     document.check_deadline(now)
-    if policy is not None:
-        policy.check(document, now=datetime.fromisoformat(accepted), seen=lambda _: False)
+    if policy is None:
+        return None
+    return policy.check(document, now=datetime.fromisoformat(accepted), seen=lambda _: False)
 
 
 def refusal_state(code: str) -> str:

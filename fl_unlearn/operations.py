@@ -7,6 +7,7 @@ repeated, so that a crash in between is finished by `OperationLedger.finish` at 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from fl_unlearn.audit_entry import canonical, plain
 from fl_unlearn.lineage import UMIG
 from fl_unlearn.store import CheckpointStore
 from fl_unlearn.tensor_file import FileInfo
+
+log = logging.getLogger(__name__)
 
 OPERATION_TABLES = """
 CREATE TABLE IF NOT EXISTS operation (
@@ -153,6 +156,19 @@ class OperationLedger:
                 client,
                 digest,
             )
+
+    def note_attempt(self, digest: str, client: str, reason: str, receipts: Sequence[str] = ()) -> bool:
+        """Note that a client could not apply the update of an operation to some copy, so that it still waits.
+
+        Returns:
+            Whether that is new: a client is asked at every contact, and mostly says the same again.
+        """
+        said = {"operation": digest, "client": client, "reason": reason, "texts": list(receipts)}
+        if self.audit.holds("attempt", said):
+            return False
+        log.warning("client %s has not applied update %s everywhere: %s", client, digest[:12], reason)
+        self.audit.append("attempt", said)
+        return True
 
     def outstanding(self) -> dict[str, list[Operation]]:
         """Client to the operations it has not confirmed yet, oldest first."""

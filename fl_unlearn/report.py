@@ -16,6 +16,7 @@ from pathlib import Path
 
 import networkx as nx
 
+from fl_unlearn.calibration_data import named
 from fl_unlearn.figures import classes_figure, lineage_figure, models_figure
 from fl_unlearn.metrics.contract import Good, Measured, Unit
 from fl_unlearn.report_record import (
@@ -84,19 +85,17 @@ def _outcome(report: UnlearnReport) -> str:
     if report.threshold is None:
         return f"**Refused: no update was committed.** {_text(report.message)}"
     f, said = report.final, []
-    for what, before, after in (
-        ("forgotten", f.forget_accuracy_before, f.forget_accuracy_after),
-        ("retained", f.retain_accuracy_before, f.retain_accuracy_after),
-    ):
+    scores = [
+        ("the forgotten classes", f.forget_accuracy_before, f.forget_accuracy_after),
+        ("the retained classes", f.retain_accuracy_before, f.retain_accuracy_after),
+    ]
+    if report.request.kind != "classes":  # held-out data has nothing of it: only the clients can measure it
+        scores = [("held-out data", f.retain_accuracy_before, f.retain_accuracy_after)]
+    for what, before, after in scores:
         moved = "fell" if (loss(before, after) or 0.0) > 0 else "rose"
         moved = f"{moved} from {_share(before)} to" if _share(before) != _share(after) else "stayed at"
-        said.append(f"accuracy on the {what} classes {moved} {_share(after)}")
-    if None in (
-        f.forget_accuracy_before,
-        f.forget_accuracy_after,
-        f.retain_accuracy_before,
-        f.retain_accuracy_after,
-    ):
+        said.append(f"accuracy on {what} {moved} {_share(after)}")
+    if any(None in pair for _, *pair in scores):
         said = ["the final model was not measured in full, see below"]
     return (
         f"**Committed, threshold {report.threshold:g}: {'; '.join(said)}.** {PROOF} {_text(report.message)}"
@@ -113,7 +112,12 @@ def _scores(report: UnlearnReport) -> list[str]:
         ("forgotten", f.forget_accuracy_before, f.forget_accuracy_after, again.forget_accuracy),
         ("retained", f.retain_accuracy_before, f.retain_accuracy_after, again.retain_accuracy),
     ]
-    rows = [[what, _share(b), _share(a), _points(loss(b, a)), _share(r)] for what, b, a, r in pairs]
+    classes = report.request.kind == "classes"
+    rows = [
+        [what if classes else "all", _share(b), _share(a), _points(loss(b, a)), _share(r)]
+        for what, b, a, r in pairs
+        if classes or what == "retained"
+    ]
     before = max(
         (m.forget_accuracy_before for m in hit if m.forget_accuracy_before is not None), default=None
     )
@@ -128,9 +132,10 @@ def _scores(report: UnlearnReport) -> list[str]:
         "## Affected checkpoints",
         f"- {len(hit)} of {len(report.models)} stored models are affected; {len(drops)} of them were "
         "measured before and after.\n"
-        f"- Highest accuracy on the forgotten classes: {_share(before)} before, {_share(after)} after.\n"
-        f"- Drop on the retained classes, in points: mean {_points(mean)}, worst {_points(worst[0])} "
-        f"({_text(worst[1])}).",
+        + f"- Highest accuracy on the forgotten classes: {_share(before)} before, {_share(after)} after.\n"
+        * classes
+        + f"- Drop on {'the retained classes' if classes else 'held-out data'}, in points: mean "
+        f"{_points(mean)}, worst {_points(worst[0])} ({_text(worst[1])}).",
         "![Accuracy of the stored models](models.png)",
     ]
 
@@ -249,14 +254,14 @@ def _documents(report: UnlearnReport) -> list[str]:
 
 
 def _page(report: UnlearnReport, lineage: bool) -> str:
-    several = "es" if len(report.request.classes) > 1 else ""
-    what = f"class{several} {_listed(report.request.classes, '')}"
+    several, asked = "es" if len(report.request.classes) > 1 else "", report.request
+    what = f"class{several} {_listed(asked.classes, '')}" if asked.classes else _text(named(asked))
+    whose = f", of {_listed(asked.clients, 'every client that holds it')}" if asked.classes else ""
     versions = _listed([f"{name} {version}" for name, version in report.versions.items()], "unknown")
     parts = [
         f"# Request to forget {what}",
         _outcome(report),
-        f"- Asked: forget {what}, of {_listed(report.request.clients, 'every client that holds it')}.\n"
-        f"- Reason given: {_text(report.request.reason) or 'none'}",
+        f"- Asked: forget {what}{whose}.\n- Reason given: {_text(asked.reason) or 'none'}",
         *_documents(report),
         *_scores(report),
         *_measures(report),

@@ -300,6 +300,24 @@ _LEFT_OPEN = {
 """How keys of measures begin, to what is left open without them, and with them."""
 
 
+def data_caveats(like: float | None, measured: Collection[str] = ()) -> list[str]:
+    """As `default_caveats`, of a request for clients or samples.
+
+    Args:
+        like: Accuracy on held-out samples of like labels, as `calibration_data.like_labels` gives it; None:
+            not measured.
+        measured: Keys of what was measured besides of the model afterwards.
+    """
+    compared = "" if like is None else f" It was compared with {like:.1%} on held-out samples of like labels."
+    known = {start: any(key.startswith(start) for key in measured) for start in ("mia-", "relearn")}
+    return [
+        "How well a model does on this data that never saw it was not measured: only retraining tells. Such "
+        "data is not to become unknown, so that accuracy on it need not fall to 0." + compared,
+        "Earlier models and the clients' copies got the same update, and were not scored on this data.",
+        *(_LEFT_OPEN[start][with_] for start, with_ in known.items()),
+    ]
+
+
 def default_caveats(scope: str, erased: Sequence[str] = (), measured: Collection[str] = ()) -> list[str]:
     """What accuracies, and what else was measured, leave open, as sentences for ``not_measured``.
 

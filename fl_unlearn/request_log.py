@@ -89,6 +89,10 @@ class RequestLog:
         """The request with that id."""
         return self._rows("id = ?", id_)[0]
 
+    def all(self) -> list[RequestRow]:
+        """Every request, in the order they were made."""
+        return self._rows("1")
+
     def find(self, request: ForgetRequest, position: int | None) -> RequestRow | None:
         """The same request in the newest run: the last one at that position, or made directly."""
         where = "run_id IS ? AND position IS ? AND content = ?"
@@ -118,6 +122,12 @@ class RequestLog:
                 self._execute("UPDATE request SET facts = ? WHERE id = ?", json.dumps(dict(facts)), id_)
         if phase not in UNFINISHED:
             shutil.rmtree(self.folder / str(id_), ignore_errors=True)
+
+    def add_fact(self, id_: int, name: str, value: Any) -> None:
+        """Note one thing beside what a request's phases note; it stays when the request is given up."""
+        with self.umig.transaction():
+            facts = json.dumps({**self.row(id_).facts, name: value})
+            self._execute("UPDATE request SET facts = ? WHERE id = ?", facts, id_)
 
     def give_up(self, id_: int) -> None:
         """Leave a request that was interrupted as it stands; ``start()`` no longer waits for it."""

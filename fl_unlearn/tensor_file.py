@@ -197,7 +197,7 @@ def parse(data: bytes | bytearray, size: int, source: str) -> Layout:
         if not isinstance(applied, list) or any(not isinstance(d, str) for d in applied):
             raise ValueError(f"its list of updates is {applied!r}")
         segments = _segments(fields, 8 + length, size)
-    except (ValueError, AttributeError, LookupError, TypeError, RecursionError) as e:
+    except (ValueError, AttributeError, LookupError, TypeError, OverflowError, RecursionError) as e:
         raise _corrupt(source, e) from e
     return Layout(bytes(data[: 8 + length]), fields, segments, tuple(applied), size)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from .defence import Defence as Defence
 from .errors import REFUSAL_CODES as REFUSAL_CODES
 from .errors import AlreadyAppliedError as AlreadyAppliedError
 from .errors import AnswerError as AnswerError
@@ -35,6 +36,7 @@ from .forget_request import TARGET_KINDS as TARGET_KINDS
 from .forget_request import ForgetRequest as ForgetRequest
 from .forget_request import Samples as Samples
 from .forget_request import TargetKind as TargetKind
+from .privacy import Privacy as Privacy
 from .scores import ClassScores as ClassScores
 from .signatures import SIGNATURE_DTYPES as SIGNATURE_DTYPES
 from .signatures import Signature as Signature
@@ -95,8 +97,11 @@ class UnlearnSettings:
         min_clients: Wait (at most ``timeout``) until this many clients are connected before asking any.
         min_answers: Share of the asked clients that must answer each phase, 0 to 1.
         force: Commit a fixed ``threshold`` even when it fails calibration; the report says so.
+        privacy: What clients do to their answers before they send them: noise, masks (`privacy.Privacy`). By
+            default nothing.
         executor: What applies the update to the checkpoints (`apply.stage`): ``"threads"`` of the server's
             process, or ``"ray"``, a cluster that sees the checkpoints' address.
+        defence: Bounds on what clients that lie can do.
     """
 
     fisher_kind: FisherKind = "normalized"
@@ -122,12 +127,14 @@ class UnlearnSettings:
     min_answers: float = 0.5
     force: bool = False
     executor: Executor = "threads"
+    privacy: Privacy = field(default_factory=Privacy)
+    defence: Defence = field(default_factory=Defence)
 
     def __post_init__(self) -> None:
         _one_of("fisher_kind", self.fisher_kind, FISHER_KINDS)
         _one_of("reference", self.reference, REFERENCE_MODES)
         _one_of("executor", self.executor, EXECUTORS)
-        if (problem := share_problem(self.reference_share)) is not None:
+        if (problem := share_problem(self.reference_share) or self.defence.problem()) is not None:
             raise SettingsError(problem)
         if self.reference_share is not None and self.fisher_kind == "batch":
             raise SettingsError(
@@ -165,8 +172,24 @@ class UnlearnSettings:
             raise SettingsError(f"calibration_models must be at least 1, got {self.calibration_models}")
         if not self.timeout > 0:
             raise SettingsError(f"timeout must be above 0 seconds, got {self.timeout!r}")
+        if problem := self._privacy_problem():
+            raise SettingsError(problem)
         if self.force and self.threshold is None:
             raise SettingsError("force needs a fixed threshold; with candidates there is none to insist on")
+
+    def _privacy_problem(self) -> str | None:
+        p = self.privacy
+        if not (p.sums_only or p.score_noise):
+            return None
+        if self.erases:
+            return "statistics of hidden layers have neither noise nor masks: use erase='none' with them"
+        if self.measures:
+            return "measures have neither noise nor masks: leave them out with them"
+        if p.noise and (self.reference != "shared" or self.reference_share is not None):
+            return "noise goes with reference='shared' and without reference_share: each further answer costs"
+        if p.noise and self.fisher_kind not in ("empirical", "normalized"):
+            return f"noise needs fisher_kind 'empirical' or 'normalized', got {self.fisher_kind!r}"
+        return None
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> UnlearnSettings:

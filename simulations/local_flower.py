@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,21 +45,12 @@ class LocalFlower:
         self.num_supernodes, self.cpus_per_client, self.quiet = num_supernodes, cpus_per_client, quiet
         self.patience = 30.0  # seconds until the status of a run whose stream ended must be final
         self.home = Path(tempfile.mkdtemp(prefix="fl-unlearn-flwr-"))
-        tools = Path(sys.executable).parent
-        self.flwr = shutil.which("flwr", path=f"{tools}{os.pathsep}{os.environ.get('PATH', '')}")
-        if self.flwr is None:
-            raise RunFailedError("the command `flwr` was not found; install with: pip install -e '.[sim]'")
+        self.flwr = find_tool("flwr")
+        http_port, control_port = free_ports(2)
         self.env = {
-            **os.environ,
-            "PATH": f"{tools}{os.pathsep}{os.environ.get('PATH', '')}",
-            "FLWR_HOME": str(self.home),
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
-            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port()),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PYTHONUNBUFFERED": "1",
+            **environment(self.home),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http_port),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(control_port),
         }
 
     def __enter__(self) -> Self:
@@ -87,7 +78,7 @@ class LocalFlower:
         """
         before = self._runs()
         command = [
-            str(self.flwr),
+            self.flwr,
             "run",
             str(app),
             "--stream",
@@ -97,7 +88,7 @@ class LocalFlower:
         if isinstance(config, Path):
             command += ["--run-config", str(config)]
         elif config:
-            command += ["--run-config", " ".join(f"{k}={_toml(v)}" for k, v in config.items())]
+            command += ["--run-config", run_config(config)]
         output = self.home / "run.log"
         try:
             with open(output, "w") as sink:
@@ -149,7 +140,7 @@ class LocalFlower:
         if not self._processes():
             return {}
         done = subprocess.run(
-            [str(self.flwr), "ls", "--format", "json"],
+            [self.flwr, "ls", "--format", "json"],
             env=self.env,
             capture_output=True,
             text=True,
@@ -179,10 +170,47 @@ def _runs(pid: int) -> bool:
     return bool(state.stdout.strip()) and not state.stdout.strip().startswith("Z")
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def find_tool(name: str) -> str:
+    """The path of one of Flower's commands, of this environment first.
+
+    Raises:
+        RunFailedError: If it is not installed.
+    """
+    if (found := shutil.which(name, path=_search_path())) is None:
+        raise RunFailedError(f"the command `{name}` was not found; install with: pip install -e '.[sim]'")
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """The environment of a Flower process whose files lie in ``home``."""
+    return {
+        **os.environ,
+        "PATH": _search_path(),
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _search_path() -> str:
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody uses now, all different."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [int(s.getsockname()[1]) for s in sockets]
+
+
+def run_config(config: Mapping[str, Value]) -> str:
+    """Run-config keys as ``flwr run --run-config`` takes them."""
+    return " ".join(f"{k}={_toml(v)}" for k, v in config.items())
 
 
 def _toml(value: Value) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fl_unlearn.evidence import retained
 from fl_unlearn.fisher import FisherSums, fisher_diagonal
+from fl_unlearn.fisher.named import fisher_of_named
 from fl_unlearn.types import REST, StateDict
 from strategies.client import LARGE, Client, Part
 from strategies.contract import Federation, State
@@ -19,11 +20,13 @@ def fisher(client: Client, tensors: Tensors, settings: Settings) -> Answer:
 
     Tensors: ``model``. Settings: those of `fl_unlearn.fisher.fisher_diagonal`, by kebab-case name,
     ``batch-size``, and ``part``: the samples of that part are pooled under `types.REST`; "": all training
-    samples, the forgotten ones' labels being groups of their own, and all that is kept `types.REST`. Answers
-    with sums by group, float32, and ``count.<group>``, ``num-classes``.
+    samples, the forgotten ones' labels being groups of their own, and all that is kept `types.REST`; with
+    ``pooled``, what a request for a client or samples names is one group, `forget_set.NAMED`. Answers with
+    sums by group, float32, and ``count.<group>``, ``num-classes``.
     """
     s: dict[str, Any] = {name.replace("-", "_"): value for name, value in settings.items()}
     model, size, part = client.model(tensors["model"]), s.pop("batch_size"), s.pop("part")
+    pooled = s.pop("pooled", False)
     s |= {"head": s["head"] or None, "device": client.device}
     request = client.request
     if part:
@@ -33,10 +36,13 @@ def fisher(client: Client, tensors: Tensors, settings: Settings) -> Answer:
         own = request.classes if named else ()
         sums = fisher_diagonal(model, client.batches("train", size=size), keep_classes=own, **s)
     else:
-        share = s.pop("reference_share", None)
-        sums = fisher_diagonal(model, client.batches("forget", size=size), **s)
+        share, forget = s.pop("reference_share", None), client.batches("forget", size=size)
         rest = client.batches("retained", size=size)
-        sums = sums + fisher_diagonal(model, rest, keep_classes=[], reference_share=share, **s)
+        if pooled:
+            sums = fisher_of_named(model, forget, rest, reference_share=share, **s)
+        else:
+            sums = fisher_diagonal(model, forget, **s)
+            sums = sums + fisher_diagonal(model, rest, keep_classes=[], reference_share=share, **s)
     numbers = {f"count.{g}": float(n) for g, n in sums.counts.items()}
     return Answer(
         sum(sums.counts.values()),

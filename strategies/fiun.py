@@ -6,23 +6,17 @@ lambda: wherever F_forget > t F_reference, theta <- theta min(1, lambda F_refere
 them all. For classes, the one that forgets at the least cost of retained accuracy is applied to every
 affected checkpoint, or nothing is changed. ``fiun-deep`` first erases the classes in the last hidden layer.
 
-A client's data, or single samples, is not to become unknown but to be as if it had not been trained on, and
-how well a model does that never saw it cannot be known without training one. What was found to come nearest
-(`simulations.figures.client_targets`): the Fisher of all layers (of the head alone it leaves a backdoor in
-place), the forget set's as one mean (merged label by label it damages everything), and of all candidates that
-cost held-out samples at most ``max_retain_drop`` the one with the lowest accuracy on the forget set. It is
-taken if that accuracy is then at most what clients measure on held-out samples of like labels, plus
-``forget_tolerance`` (it can fall below what retraining leaves, which nobody knows). Else nothing is changed:
-the data is so like everybody's that its Fisher singles out nothing, and whatever takes it away takes as much
-of the rest.
+A client's data, or single samples, is not to become unknown but to be as if it had not been trained on: how
+that is decided, also by the plug-in, is told in `fl_unlearn.calibration_data`.
 
 For classes, candidates are scored on training samples (``scored_on``), where the plug-in would take held-out
 ones first ("held-out+train"): what a comparison measures on must not have chosen. A client or samples need
 held-out ones, so there the held-out columns are of samples that had a part in choosing.
 
-Hyper-parameters: ``preset`` = "fast" (``fiun``) or "deep" (``fiun-deep``); for clients and samples `DATA`.
-``settings``, any `UnlearnSettings`, takes the place of either; those of the network play no part. All are
-ours and measured; the paper's are those of ``fiun-paper``. Targets: classes; ``fiun`` also a client, samples.
+Hyper-parameters: ``preset`` = "fast" (``fiun``) or "deep" (``fiun-deep``); for clients and samples
+`calibration_data.DATA`. ``settings``, any `UnlearnSettings`, takes the place of either; those of the network
+play no part. All are ours and measured; the paper's are those of ``fiun-paper``. Targets: classes; ``fiun``
+also a client, samples.
 Needs the forget data and the retained data; for clients and samples, held-out samples at the clients.
 """
 
@@ -34,25 +28,17 @@ from functools import partial
 from typing import Any, ClassVar
 
 from fl_unlearn import evidence
-from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, measured, sum_scores
+from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, sum_scores
+from fl_unlearn.calibration_data import choose_for_data, like_labels, settings_for
 from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
 from fl_unlearn.erasing import erased, find_erasures
 from fl_unlearn.fisher import FisherSums
 from fl_unlearn.merge import merge
-from fl_unlearn.types import ClassScores, NotEnoughAnswersError, StateDict, UnlearnSettings, signature_of
+from fl_unlearn.types import ClassScores, StateDict, UnlearnSettings, signature_of
 from strategies.contract import ALL_TARGETS, Federation, Need, Outcome, State, Strategy, Target, holders
 from strategies.fisher import ask_fisher, over_rest
 from strategies.fiun_tasks import ask_layer, ask_scores
 from strategies.history import History
-
-DATA: Mapping[str, Any] = {
-    "fisher_scope": "all",
-    "merge_rule": "mean",
-    "candidates": (1.0, 1.5, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0),
-    "dampenings": (1.0, 0.1),
-    "max_retain_drop": 0.01,
-}
-"""What differs from the default settings where a client or samples are to be forgotten."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +74,8 @@ class Fiun(Strategy):
             settings = self.settings or UnlearnSettings.preset(self.preset)
             work = _Classes(federation, history, settings, self.scored_on)
         else:
-            work = _Data(federation, history, self.settings or UnlearnSettings(**DATA), self.scored_on)
+            settings = self.settings or settings_for(federation.request, UnlearnSettings())
+            work = _Data(federation, history, settings, self.scored_on)
         base = work.base()
         chosen = work.calibrate(base)
         if isinstance(chosen, str):
@@ -148,9 +135,11 @@ class _Classes:
     def fisher(self, state: StateDict) -> dict[str, FisherSums]:
         """The clients' Fisher sums of a model."""
         s = self.settings
-        share = {} if s.reference_share is None else {"reference-share": s.reference_share}
+        others: dict[str, Any] = {"pooled": self.request.kind != "classes" and s.merge_rule == "mean"}
+        if s.reference_share is not None:
+            others["reference-share"] = s.reference_share
         return ask_fisher(
-            self.federation, state, kind=s.fisher_kind, scope=s.fisher_scope, head=s.head, others=share
+            self.federation, state, kind=s.fisher_kind, scope=s.fisher_scope, head=s.head, others=others
         )
 
     def build(self, fishers: dict[str, FisherSums], erasures: Mapping[str, Any]) -> DampeningUpdate:
@@ -205,59 +194,3 @@ class _Data(_Classes):
 
 def _added(answers: Sequence[Sequence[ClassScores]]) -> list[ClassScores]:
     return [sum(own[1:], own[0]) for own in zip(*answers, strict=True)]
-
-
-def like_labels(forget: ClassScores, held: ClassScores) -> float:
-    """Accuracy on held-out samples with the labels, in the shares, of the forget set.
-
-    Raises:
-        NotEnoughAnswersError: If there is no held-out sample of any of these labels.
-    """
-    labels = [c for c in forget.total if c in held.total]
-    if not labels:
-        raise NotEnoughAnswersError(
-            f"no client has held-out samples of the forget set's labels {sorted(forget.total)}, which tell "
-            "what is not trained on; nothing was changed"
-        )
-    return sum(forget.total[c] * held.correct[c] / held.total[c] for c in labels) / sum(
-        forget.total[c] for c in labels
-    )
-
-
-def choose_for_data(
-    forget: Sequence[ClassScores], held: Sequence[ClassScores], like: float, settings: UnlearnSettings
-) -> Candidate | str:
-    """The candidate for a client's data or samples, or why there is none.
-
-    Args:
-        forget: Scores on the forget set: of the model as it is, then of each candidate.
-        held: The same on held-out samples.
-        like: Accuracy of the model as it is on held-out samples with the forget set's labels.
-        settings: The candidates, and what is accepted.
-    """
-    before = measured(held[0], "held-out")
-    candidates = []
-    for (t, lam), own, other in zip(settings.grid, forget[1:], held[1:], strict=True):
-        accuracy, kept = measured(own, "forgotten"), measured(other, "held-out")
-        drop = before - kept
-        fine = accuracy <= like + settings.forget_tolerance
-        passed = fine and drop <= settings.max_retain_drop
-        candidates.append(
-            Candidate(t, lam, accuracy, kept, drop, accuracy, drop, max(drop, 0.0), passed, fine)
-        )
-    if settings.force:
-        return candidates[0]
-    known = measured(forget[0], "forgotten")
-    free = [c for c in candidates if c.retain_drop <= settings.max_retain_drop]
-    best = min(free, key=lambda c: (c.forget_accuracy, c.cost, -c.dampening, c.threshold), default=None)
-    if best is not None and best.passed and best.forget_accuracy < known:
-        return best
-    reached = "no candidate is left"
-    if best is not None:
-        reached = f"the candidate that takes most leaves {best.forget_accuracy:.1%}"
-    return (
-        f"clients measure {known:.1%} on what is to be forgotten, and {like:.1%} on held-out samples of like "
-        f"labels; where at most {100 * settings.max_retain_drop:.1f} points may be lost on held-out samples, "
-        f"{reached}. Nothing was changed: this data is too like what is kept for its Fisher to tell them "
-        "apart; fine-tune or retrain without it"
-    )

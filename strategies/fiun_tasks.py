@@ -15,6 +15,7 @@ from fl_unlearn.batches import sample, take_rows, to_device, unpack
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.erase_layers import Hidden, Statistics, find_layers
 from fl_unlearn.layer_stats import LayerSums, layer_sums
+from fl_unlearn.statistics_gather import LayerAnswers, StatisticsGather
 from fl_unlearn.types import ClassScores, StateDict, UnlearnSettings
 from fl_unlearn.verify import score_candidates
 from strategies.client import Client
@@ -115,14 +116,17 @@ def _read_scores(found: StateDict) -> list[list[ClassScores]]:
 
 def ask_layer(
     federation: Federation, states: Sequence[StateDict], position: int, settings: UnlearnSettings
-) -> dict[str, Statistics]:
+) -> LayerAnswers:
     """The clients' statistics of one hidden layer in each of some models; see `fl_unlearn.erasing.Ask`."""
     answers = federation.ask(
         "fiun.statistics",
         {f"model.{i}": state for i, state in enumerate(states)},
         {"erase": settings.erase, "head": settings.head or "", "position": position},
     )
-    return {name: _read_statistics(answer) for name, answer in answers.items()}
+    gathered = StatisticsGather({})
+    for name, answer in answers.items():
+        gathered.add(name, _read_statistics(answer))
+    return gathered.result()[0]
 
 
 @task("fiun.statistics")

@@ -228,6 +228,7 @@ def test_status_as_json(folder):
                 "client_update": operation.client_update,
                 "classes": [3],
                 "clients": [],
+                "samples": {},
                 "reason": "",
                 "threshold": 2.5,
                 "dampening": 1.0,

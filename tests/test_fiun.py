@@ -14,17 +14,17 @@ from grid import LocalGrid
 from strategy_cases import Case, trained
 
 import strategies
+from fl_unlearn.calibration_data import DATA, settings_for
 from fl_unlearn.flower import attach, forget
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ClassScores, ForgetRequest, NotEnoughAnswersError, SettingsError, UnlearnSettings
+from fl_unlearn.types import ForgetRequest, SettingsError, UnlearnSettings
 from simulations.compare.local import LocalFederation
 from strategies.client import Client
 from strategies.errors import UnsupportedError
-from strategies.fiun import DATA, choose_for_data, like_labels
 
 
-def plugged_in(case: Case, folder: Path, settings: UnlearnSettings) -> ForgetResult:
+def plugged_in(case: Case, folder: Path, settings: UnlearnSettings | None) -> ForgetResult:
     """The same request, served by the plug-in on a copy of the same store."""
 
     def app() -> ClientApp:
@@ -119,45 +119,52 @@ def test_a_preset_that_is_not_known_is_an_error_at_once() -> None:
 
 
 # --------------------------------------------------------------------------- clients and samples
-def scores(correct: int, loss: float = 0.0) -> ClassScores:
-    return ClassScores({0: correct}, {0: 100}, {0: loss})
+@pytest.mark.parametrize(
+    ("setting", "changes", "settings"),
+    [
+        ("digits-client", {}, None),
+        ("digits-client", {"forget_clients": "0,1"}, UnlearnSettings(threshold=2.0, force=True)),
+        (
+            "digits-samples",
+            {"forget_samples": "0:40,2:9"},
+            UnlearnSettings(max_retain_drop=0.5, forget_tolerance=0.2, reference_share=0.5),
+        ),
+    ],
+)
+def test_the_update_for_a_client_or_samples_is_that_of_the_plug_in(
+    setting: str, changes: dict[str, Any], settings: UnlearnSettings | None, tmp_path: Path
+) -> None:
+    case = trained(setting, **changes)
+    request = case.clients[0].request
+    assert isinstance(request, ForgetRequest)
+    theirs = plugged_in(case, tmp_path, settings)
+    own = settings_for(request, settings) if settings else None
+    ours = strategies.get("fiun", settings=own).unlearn(case.federation(), case.history)
+    assert theirs.committed, theirs.message
+    assert theirs.update is not None
+    assert ours.facts["digest"] == theirs.update.digest
+    assert ours.facts["threshold"] == theirs.update.threshold
+    assert ours.facts["like-labels-accuracy-of-clients"] == theirs.like_labels
+    for key, tensor in ours.state.items():
+        torch.testing.assert_close(tensor, theirs.state[key], rtol=0, atol=0)
 
 
-GRID = UnlearnSettings(candidates=(1.0, 2.0, 3.0), dampenings=(1.0,), max_retain_drop=0.015)
-
-
-def chosen(forget: list[int], held: list[int], like: float = 0.9) -> Any:
-    return choose_for_data([scores(c) for c in forget], [scores(c) for c in held], like, GRID)
-
-
-def test_what_takes_most_at_no_more_than_the_accepted_cost_is_chosen() -> None:
-    assert chosen([100, 20, 60, 80], [90, 70, 89, 90]).threshold == 2.0
-    assert chosen([100, 20, 60, 60], [90, 70, 89, 90]).threshold == 3.0, "as much for less"
-    assert chosen([100, 91, 95, 99], [90, 90, 90, 90]).threshold == 1.0
-
-
-def test_what_leaves_more_than_is_known_of_unseen_samples_is_refused() -> None:
-    why = chosen([100, 20, 92, 95], [90, 70, 90, 90])
-    assert why.startswith("clients measure 100.0% on what is to be forgotten, and 90.0% on held-out samples")
-    assert "the candidate that takes most leaves 92.0%" in why
-    assert "no candidate is left" in chosen([100, 20, 30, 40], [90, 70, 70, 70])
-    assert "takes most leaves 80.0%" in chosen([80, 80, 80, 80], [90, 90, 90, 90]), "nothing was taken away"
-
-
-def test_a_forced_threshold_is_taken_whatever_it_costs() -> None:
-    settings = UnlearnSettings(threshold=2.0, force=True)
-    got = choose_for_data([scores(100), scores(99)], [scores(90), scores(10)], 0.5, settings)
-    assert (got.threshold, got.passed) == (2.0, False)
-
-
-def test_like_labels_weighs_the_held_out_samples_by_the_forget_set() -> None:
-    forget = ClassScores({0: 5, 1: 5, 2: 5}, {0: 30, 1: 10, 2: 60}, {0: 0, 1: 0, 2: 0})
-    held = ClassScores({0: 1, 1: 4, 3: 0}, {0: 2, 1: 4, 3: 9}, {0: 0, 1: 0, 3: 0})
-    assert like_labels(forget, held) == pytest.approx((30 * 0.5 + 10 * 1.0) / 40)
-    with pytest.raises(
-        NotEnoughAnswersError, match=r"held-out samples of the forget set's labels \[0, 1, 2\]"
-    ):
-        like_labels(forget, ClassScores({3: 0}, {3: 9}, {3: 0.0}))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_backdoor_is_removed_by_the_plug_in(seed: int, tmp_path: Path) -> None:
+    """The comparison's own federation; the README has the numbers."""
+    case = trained("digits-client", seed=seed, clients=5, rounds=20)
+    theirs = plugged_in(case, tmp_path, None)
+    assert theirs.committed, theirs.message
+    assert theirs.update is not None
+    ours = strategies.get("fiun").unlearn(case.federation(), case.history)
+    assert ours.facts["digest"] == theirs.update.digest
+    before, after = case.history.current(), theirs.state
+    for part in ("forget", "held-out", "triggered"):
+        print(f"seed {seed}, {part}: {case.accuracy(before, part):.1%} -> {case.accuracy(after, part):.1%}")
+    assert case.accuracy(before, "triggered") > 0.6
+    assert case.accuracy(after, "triggered") < 0.1
+    assert case.accuracy(after, "held-out") > case.accuracy(before, "held-out") - 0.015
 
 
 def test_a_clients_backdoor_is_removed_and_the_rest_kept() -> None:

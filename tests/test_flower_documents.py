@@ -13,6 +13,7 @@ from cases_requests import Office, later, soon, states
 from flwr.app import ArrayRecord, Message
 from restarts import after_decision, after_phase, before, check_sound, die, killed
 
+from fl_unlearn import budget
 from fl_unlearn.audit_certificate import check_certificate, export_certificate
 from fl_unlearn.audit_keys import PublicKey, SigningKey
 from fl_unlearn.audit_verify import verify_store
@@ -356,3 +357,23 @@ def test_the_certificate_tells_who_asked(tmp_path: Path, office: Office) -> None
     assert found.requester == "operator"
     told = [e["body"] for e in certificate["entries"] if e["kind"] == "document"]
     assert [(e["state"], e.get("request")) for e in told] == [("accepted", None), ("committed", number)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "state"), [("", "committed"), ("budget = 0.001\n", "refused-by-calibration")]
+)
+def test_the_budget_of_whoever_signed_counts(
+    limit: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "cost_of", lambda candidate: 0.02)  # blobs lie too far apart to cost
+    office = Office(tmp_path / "office")
+    text = office.path.read_text().replace('name = "operator"\n', f'name = "operator"\n{limit}')
+    office.path.write_text(text)
+    strategy = strategy_of(tmp_path / "run", office)
+    strategy.start(fed.grid(), start(), num_rounds=2)
+    strategy.store.inbox.add(office.document(THREE).to_bytes())
+    strategy.start(fed.grid(), start(), num_rounds=0)
+    (result,) = strategy.results
+    assert result.document is not None
+    assert result.document.state == state, result.message
+    assert ("of retained accuracy" in result.message) == bool(limit)

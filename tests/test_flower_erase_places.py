@@ -11,14 +11,14 @@ import pytest
 import torch
 from federation_checks import THREE
 from federation_erase import DEEP, State, deep
-from flwr.app import Array, ArrayRecord, Context
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvgM
 from restarts import after_decision, after_phase, killed
 from torch.testing import assert_close
 
 from fl_unlearn.dampen import apply_update
-from fl_unlearn.flower import UnlearningStrategy, attach, forget
+from fl_unlearn.flower import OwnCopies, UnlearningStrategy, attach, forget
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.tensor_file import decode, encode
 from fl_unlearn.types import ForgetRequest, UnlearnSettings
@@ -26,10 +26,7 @@ from fl_unlearn.types import ForgetRequest, UnlearnSettings
 
 # --------------------------------------------------------------------------- where else models are
 def test_copies_that_clients_keep(tmp_path: Path) -> None:
-    copy = tmp_path / "best.safetensors"
-
-    def copies(context: Context) -> list[Path]:
-        return [copy] if context.node_config["partition-id"] == 2 else []
+    copy, copies = tmp_path / "best.safetensors", OwnCopies(tmp_path / "remembered")
 
     def make() -> ClientApp:
         return attach(fed.plain_app(), model=fed.build_model, data=fed.data, copies=copies, device="cpu")
@@ -39,6 +36,7 @@ def test_copies_that_clients_keep(tmp_path: Path) -> None:
     result = strategy.start(grid, ArrayRecord(fed.build_model().state_dict()), num_rounds=3)
     state = {n: t.clone() for n, t in result.arrays.to_torch_state_dict().items()}
     copy.write_bytes(encode(state))
+    copies.keep(grid.contexts[102], copy, Message(RecordDict(), 102, "train"))
     grid.contexts[101].state["kept"] = ArrayRecord(state)
     grid.contexts[102].state["part"] = ArrayRecord({"head.weight": Array(state["head.weight"].numpy())})
     outcome = strategy.forget(grid, THREE, result.arrays)
@@ -46,11 +44,12 @@ def test_copies_that_clients_keep(tmp_path: Path) -> None:
     assert_close(decode(copy.read_bytes(), "copy").state, expected, atol=0, rtol=0)
     in_state = grid.contexts[101].state["kept"].to_torch_state_dict()
     assert_close(dict(in_state), expected, atol=0, rtol=0)
-    assert any("part" in r and "not the whole model" in r for r in outcome.receipts)
+    part = grid.contexts[102].state["part"].to_torch_state_dict()
+    assert_close(dict(part), {"head.weight": expected["head.weight"]}, atol=0, rtol=0)
+    assert outcome.outstanding == ()
 
 
-def test_an_error_in_one_copy_changes_no_other(tmp_path: Path) -> None:
-    """The client gets the update again, and would change the others twice."""
+def test_an_error_in_one_copy_changes_no_other_twice(tmp_path: Path) -> None:
     strategy, grid, result = deep(tmp_path, rounds=2)
     state = {n: t.clone() for n, t in result.arrays.to_torch_state_dict().items()}
     own = grid.contexts[101].state
@@ -60,14 +59,16 @@ def test_an_error_in_one_copy_changes_no_other(tmp_path: Path) -> None:
     )
     outcome = strategy.forget(grid, THREE, result.arrays)
     assert outcome.outstanding == ("1",)
-    assert_close(dict(own["a"].to_torch_state_dict()), state, atol=0, rtol=0)
+    once = apply_update(state, outcome.update)
+    assert_close(dict(own["a"].to_torch_state_dict()), once, atol=0, rtol=0)
+    assert any("quantised" in r and "is int8 in it; only" in r for r in outcome.receipts)
+    strategy.deliver(grid)
+    assert list(strategy.store.operations.outstanding()) == ["1"]
     del own["quantised"]
     strategy.forget(grid, ForgetRequest((0,)), result.arrays)
-    twice = apply_update(
-        apply_update(state, outcome.update),
-        strategy.store.update(strategy.store.operations.all()[-1].client_update),
-    )
-    assert_close(dict(own["a"].to_torch_state_dict()), twice, atol=0, rtol=0)
+    assert strategy.store.operations.outstanding() == {}
+    update = strategy.store.update(strategy.store.operations.all()[-1].client_update)
+    assert_close(dict(own["a"].to_torch_state_dict()), apply_update(once, update), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 from random import Random
 
 import pytest
@@ -76,7 +77,9 @@ def test_what_does_not_check_signatures_is_found_out(monkeypatch, tmp_path, caps
 def test_other_flaws_are_found_out(monkeypatch, tmp_path, place, name, broken, fault) -> None:
     path = tmp_path / "found.json"
     arguments = ["documents", "--examples", "60", "--json", str(path)]
+    levels = [logging.getLogger(n).level for n in ("fl_unlearn", "flwr")]
     assert main(arguments) == 0
+    assert [logging.getLogger(n).level for n in ("fl_unlearn", "flwr")] == levels
     monkeypatch.setattr(place, name, broken)
     assert main(arguments) == 1
     found = json.loads(path.read_text())["faults"]

@@ -30,8 +30,9 @@ from matrix import quiet as quiet
 from torch import nn
 
 from fl_unlearn.audit_verify import verify_store
-from fl_unlearn.flower import UnlearningStrategy, legacy
+from fl_unlearn.flower import UnlearningStrategy
 from fl_unlearn.flower.legacy import LegacyStrategy, forgotten_classes, remember
+from fl_unlearn.flower.legacy_records import to_arrays
 from fl_unlearn.inbox import Inbox
 from fl_unlearn.lineage import NodeKind
 from fl_unlearn.request_document import RequestDocument
@@ -312,7 +313,7 @@ def test_the_wrong_kind_of_strategy(wrap: Callable[[Path], Any], words: str, tmp
 
 
 def test_parameters_that_are_no_arrays_are_bytes() -> None:
-    record = legacy.to_arrays(Parameters([b"{}", b"abc"], ""))
+    record = to_arrays(Parameters([b"{}", b"abc"], ""))
     assert [a.numpy().tobytes() for a in record.values()] == [b"{}", b"abc"]
     assert {a.dtype for a in record.values()} == {"uint8"}
-    assert len(legacy.to_arrays(Parameters([], ""))) == 0
+    assert len(to_arrays(Parameters([], ""))) == 0

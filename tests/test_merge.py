@@ -57,8 +57,8 @@ def test_different_models_are_refused() -> None:
 
 def test_unknown_and_new_rules() -> None:
     part = FisherPart("a", 0, {"w": torch.tensor([4.0])}, 1)
-    with pytest.raises(SettingsError, match="unknown merge rule 'median'; known: max"):
-        merge([part], "median")
+    with pytest.raises(SettingsError, match="unknown merge rule 'mode'; known: max"):
+        merge([part], "mode")
 
     class First:
         def __init__(self) -> None:

@@ -272,7 +272,7 @@ def test_a_request_left_over_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     with caplog.at_level(logging.WARNING, "fl_unlearn"):
         strategy, _ = afterwards(tmp_path, fed.grid())
     assert (
-        "the request for classes [3] was interrupted after the phase 'fisher': make it again" in caplog.text
+        "the request to forget class 3 was interrupted after the phase 'fisher': make it again" in caplog.text
     )
     assert strategy.store.umig.last_round() == 3
     strategy.store.runs.requests.give_up(1)

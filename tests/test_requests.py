@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fl_unlearn import ForgetRequest
-from fl_unlearn.flower.progress import check_kind
 from fl_unlearn.forget_set import forget_mask
 from fl_unlearn.types import RequestError
 
@@ -91,16 +90,3 @@ def test_requests_written_before_samples_could_be_named_are_read() -> None:
     old = {"classes": [3], "clients": [], "reason": "asked"}
     assert ForgetRequest.from_json(old) == ForgetRequest((3,), reason="asked")
     assert ForgetRequest((3,), reason="asked").to_json() == old
-
-
-@pytest.mark.parametrize(
-    ("request_", "named"),
-    [
-        (ForgetRequest(clients=("a",)), "whole clients"),
-        (ForgetRequest(samples={"a": (0,)}), "single samples"),
-    ],
-)
-def test_the_plugin_says_what_it_cannot_serve(request_, named) -> None:
-    with pytest.raises(RequestError, match=f"requests for classes, this one names {named}"):
-        check_kind(request_)
-    check_kind(ForgetRequest((3,)))

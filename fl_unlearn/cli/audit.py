@@ -199,11 +199,16 @@ def _show_certificate(result: CertificateResult) -> None:
         say("not to be trusted", "bold red")
         return
     asked = result.asked or {}
+    samples = [f"{len(own)} of client {c}" for c, own in (asked.get("samples") or {}).items()]
     facts = [
         ("request", result.request),
         ("asked by", result.requester or "the run's program"),
         ("classes", some([str(c) for c in asked.get("classes") or ()], 20) or "-"),
-        ("clients", some([str(c) for c in asked.get("clients") or ()], 20) or "all holders"),
+        (
+            "clients",
+            some([str(c) for c in asked.get("clients") or ()], 20) or ("-" if samples else "all holders"),
+        ),
+        *((("samples", some(samples, 20)),) if samples else ()),
         ("decided", result.decided or "no"),
         (
             "checkpoints",
@@ -211,9 +216,9 @@ def _show_certificate(result: CertificateResult) -> None:
         ),
         ("confirmed by", some(sorted(result.receipts), 20) or "no client"),
         ("outstanding", some(result.outstanding, 20) or "no client"),
-        ("as of", result.until),
     ]
-    facts += [("refused", reason) for reason in result.refused]
+    facts += [(f"  {client}", reason) for client, reason in result.reasons.items()]
+    facts += [("as of", result.until), *(("refused", reason) for reason in result.refused)]
     table(("", ""), facts, header=False)
     say("signed with this key, and unchanged since", "bold green")
 

@@ -61,6 +61,7 @@ def _operations(store: RunStore) -> list[dict[str, Any]]:
         request = operation.request
         entry: dict[str, Any] = {"digest": operation.digest, "client_update": operation.client_update}
         entry |= {key: request.get(key) for key in ("classes", "clients", "reason", "threshold", "dampening")}
+        entry["samples"] = {client: len(own) for client, own in request.get("samples", {}).items()}
         entry |= {
             "decided": times.get(operation.digest),
             "checkpoints": changed,
@@ -110,12 +111,13 @@ def _pending(found: dict[str, Any]) -> str:
 
 
 def _row(operation: dict[str, Any]) -> tuple[object, ...]:
-    classes, clients, waiting = operation["classes"], operation["clients"], operation["outstanding"]
+    classes, waiting = operation["classes"], operation["outstanding"]
+    clients = [str(c) for c in operation["clients"]]
     return (
         short(operation["digest"]),
         operation["decided"] and operation["decided"][:10],
         ", ".join(map(str, classes)) if classes else None,
-        some([str(c) for c in clients]) if clients else "all",
+        some(clients or [f"{n} samples of {c}" for c, n in operation["samples"].items()]) or "all",
         _number(operation["threshold"]),
         _number(operation["dampening"]),
         operation["checkpoints"],

@@ -28,7 +28,8 @@ def broadcast(
 ) -> None:
     """Send one update to many clients and settle those that confirm it.
 
-    What they say they applied it to is kept with the request.
+    What they say they applied it to is kept with the request. One that could not apply it to some copy of its
+    own stays outstanding.
 
     Args:
         exchange: The way to the clients.
@@ -39,8 +40,9 @@ def broadcast(
         request: Id of the request that was decided.
     """
     content = RecordDict({records.HEAD: records.head(operation=operation), **records.write_update(update)})
-    answers = exchange.ask(records.APPLY, dict.fromkeys(nodes, content))
-    for node, reply in answers.ok.items():
+    for node, reply in exchange.each(records.APPLY, dict.fromkeys(nodes, content)):
+        if isinstance(reply, str):
+            continue
         try:
             client = records.read_client(reply)
             record = records.read_head(reply)
@@ -55,14 +57,21 @@ def broadcast(
         texts = record.get("receipts", [])
         texts = texts[:_MOST_RECEIPTS] if isinstance(texts, list) else []
         receipts = [f"{client}: {str(t)[:500]}" for t in texts]
+        unsettled = record.get("unsettled")
         with store.audit.transaction():
-            store.operations.settle(operation, client, receipts)
+            if unsettled is None:
+                store.operations.settle(operation, client, receipts)
+            elif not store.operations.note_attempt(operation, client, str(unsettled)[:500], receipts):
+                continue  # as it said before
             if request is not None:
                 store.runs.requests.add_receipts(request, receipts)
 
 
 def deliver_outstanding(
-    exchange: Exchange, store: RunStore, nodes: Iterable[int], names: Mapping[int, str | None] | None = None
+    exchange: Exchange,
+    store: RunStore,
+    nodes: Iterable[int],
+    names: Mapping[int, str] | Mapping[int, str | None] | None = None,
 ) -> None:
     """Send clients that are back the updates that they missed; what cannot be delivered stays outstanding.
 
@@ -113,14 +122,16 @@ def identify(exchange: Exchange, nodes: list[int]) -> dict[int, str | None]:
 def names_of(answers: Answers) -> dict[int, str]:
     """Node id to client name for answers that give one; a name given by two nodes counts for the first."""
     names: dict[int, str] = {}
+    taken = set[str]()
     for node, content in sorted(answers.ok.items()):
         try:
             name = records.read_client(content)
         except AnswerError as e:
             answers.failed[node] = str(e)
             continue
-        if name in names.values():
+        if name in taken:
             answers.failed[node] = f"another node answers as client {name!r} too"
             continue
         names[node] = name
+        taken.add(name)
     return names

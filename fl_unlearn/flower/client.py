@@ -8,24 +8,33 @@ data. Only what a request needs leaves the client: sums over the named classes a
 from __future__ import annotations
 
 import inspect
-import json
+import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl_unlearn.dampen import DampeningUpdate, apply_update
-from fl_unlearn.files import write_atomically
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import forgotten, own_fisher, own_measures, own_scores, own_statistics, records
+from fl_unlearn.flower import (
+    forgotten,
+    own_copies,
+    own_fisher,
+    own_measures,
+    own_privacy,
+    own_scores,
+    own_statistics,
+    records,
+)
 from fl_unlearn.flower.local import Local
-from fl_unlearn.tensor_file import decode, encode
+from fl_unlearn.flower.naming import partition_name
+from fl_unlearn.flower.own_copies import OwnCopies
+from fl_unlearn.flower.targets import Keys
+from fl_unlearn.privacy import Privacy
 from fl_unlearn.types import (
     MeasureError,
     ModelMismatchError,
@@ -34,25 +43,21 @@ from fl_unlearn.types import (
     signature_of,
 )
 
+log = logging.getLogger(__name__)
+
 ModelFn = Callable[..., nn.Module]
 DataFn = Callable[[Context], Any]
 NameFn = Callable[[Context], str]
-CopiesFn = Callable[[Context], Iterable[Path]]
 LedgerFn = Callable[[Context], FisherLedger | None]
+KeysFn = Callable[[Context], Keys]
 Mod = Callable[[Message, Context, Callable[[Message, Context], Message]], Message]
-
-_APPLIED = "unlearn.applied"
 
 _QUESTIONS: dict[str, Callable[[Local, ConfigRecord, RecordDict], RecordDict]] = {
     records.FISHER: own_fisher.answer,
     records.SCORE: own_scores.answer,
     records.STATISTICS: own_statistics.answer,
+    records.KEYS: own_privacy.keys,
 }
-
-
-def partition_name(context: Context) -> str:
-    """The default name of a client: its partition id, which is stable, or else its node id."""
-    return str(context.node_config.get("partition-id", context.node_id))
 
 
 def _no_ledger(context: Context) -> None:
@@ -66,9 +71,11 @@ class Responder:
         model: Builds the project's model; called with no argument or with the Context.
         data: Called with the Context; returns this client's training loader, or (training, held-out).
         client_name: The client's lasting name; default its partition id.
-        copies: Called with the Context; paths of safetensors files with models that the client keeps.
+        copies: The models that clients keep in files.
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; the ledger that this client keeps of its training data, if any.
+        sample_keys: Called with the Context; this client's keys of its training samples.
+        privacy: What this client insists on, whatever the server asks for.
     """
 
     def __init__(
@@ -76,12 +83,14 @@ class Responder:
         model: ModelFn,
         data: DataFn,
         client_name: NameFn = partition_name,
-        copies: CopiesFn | None = None,
+        copies: OwnCopies | None = None,
         device: str | None = None,
         ledger: LedgerFn | None = None,
+        sample_keys: KeysFn | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         self.model, self.data, self.client_name, self.copies = model, data, client_name, copies
-        self.ledger = ledger
+        self.ledger, self.sample_keys, self.privacy = ledger, sample_keys, privacy or Privacy()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         required = [p for p in inspect.signature(model).parameters.values() if p.default is p.empty]
         self._takes_context = any(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required)
@@ -104,6 +113,9 @@ class Responder:
             return Message(content, reply_to=message)
         except UnlearnError as e:
             return records.failure(message, client, f"{type(e).__name__}: {e}")
+        except Exception as e:  # a message that lacks something, or the project's own functions
+            log.exception("the question %s could not be answered", action)
+            return records.failure(message, client, f"{type(e).__name__}: {e}")
 
     def identity(
         self, client: str, record: ConfigRecord, content: RecordDict, context: Context
@@ -115,50 +127,17 @@ class Responder:
         """Apply the update to every copy of the model that this client keeps, once; answer with receipts."""
         update = records.read_update(content)
         started = time.perf_counter()
-        receipts = [*self._apply_to_state(update, context), *self._apply_to_files(update, context)]
+        receipts = own_copies.apply_everywhere(
+            update, context, self.copies, lambda: signature_of(self._build(context).state_dict())
+        )
         ledger = self.ledger(context) if self.ledger else None
         if ledger and (removed := ledger.clear()):  # sums of what was forgotten, for a model that is no more
-            receipts.append({"copy": str(ledger.folder), "status": f"removed: {removed} Fisher sums"})
-        answer = records.head(
-            client=client,
-            digest=update.digest,
-            receipts=[json.dumps(r, sort_keys=True) for r in receipts],
-            seconds=time.perf_counter() - started,
-        )
-        return RecordDict({records.HEAD: answer})
-
-    def _apply_to_state(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:
-        """Models that the app keeps in ``context.state``."""
-        marks = context.state.config_records.get(_APPLIED, ConfigRecord())
-        applied = [str(d) for d in records.list_of(marks, "digests")] if marks else []
-        if update.digest in applied:
-            return
-        after: dict[str, ArrayRecord] = {}  # all or none: a copy changed before an error would be twice
-        for name, arrays in context.state.array_records.items():
-            own = records.signature(arrays)
-            if any(n not in own or own[n].shape != c.spec.shape for n, c in update.changes.items()):
-                yield {"copy": f"context.state[{name!r}]", "status": "skipped: not the whole model"}
-                continue
-            after[name] = records.to_arrays(apply_update(records.to_state(arrays), update))
-            yield {"copy": f"context.state[{name!r}]", "status": "applied"}
-        for name, arrays in after.items():
-            context.state[name] = arrays
-        context.state[_APPLIED] = ConfigRecord({"digests": [*applied, update.digest]})
-
-    def _apply_to_files(self, update: DampeningUpdate, context: Context) -> Iterator[dict[str, str]]:
-        """Models that the client keeps in safetensors files."""
-        for path in map(Path, self.copies(context) if self.copies else ()):
-            checkpoint = decode(path.read_bytes(), str(path))
-            before = after = checkpoint.info.digest
-            if update.digest not in checkpoint.applied:
-                state = apply_update(checkpoint.state, update)
-                data = encode(state, (*checkpoint.applied, update.digest))
-                write_atomically(path, data)
-                after = decode(data, str(path)).info.digest
-            yield {"copy": str(path), "before": before, "after": after, "status": "applied"}
+            receipts.append({"copy": "the ledger", "status": f"removed: {removed} Fisher sums"})
+        return own_copies.answer(client, update, receipts, time.perf_counter() - started)
 
     def measure(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Measure the models in the message on local data, by the metrics that it names."""
+        own_privacy.uncovered(self._local(client, context), "measures")
         names = [str(name) for name in records.list_of(record, "models")]
         models = {
             n: self._load(records.read_model(content, f"{records.MODEL}.{n}"), context)[0] for n in names
@@ -167,12 +146,15 @@ class Responder:
         fresh = own_measures.untrained(lambda: self._build(context), seed, self.device)
         if len({*models.values(), fresh}) <= len(models):
             raise MeasureError("`model` must build a new model at every call, it returned one twice")
-        return own_measures.answer(client, record, self.data(context), models, fresh)
+        own = self._local(client, context).own(record)
+        return own_measures.answer(client, record, own, models, fresh)
 
     def _local(self, client: str, context: Context) -> Local:
         ledger = self.ledger or _no_ledger
         load, data = partial(self._load, context=context), partial(self.data, context)
-        return Local(client, load, data, self.device, partial(ledger, context))
+        keys = partial(self.sample_keys, context) if self.sample_keys else None
+        ledger = partial(ledger, context)
+        return Local(client, load, data, self.device, ledger, context.state, self.privacy, keys)
 
     def _build(self, context: Context) -> nn.Module:
         return self.model(context) if self._takes_context else self.model()
@@ -200,9 +182,11 @@ def attach(
     model: ModelFn,
     data: DataFn,
     client_name: NameFn = partition_name,
-    copies: CopiesFn | None = None,
+    copies: OwnCopies | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
+    sample_keys: KeysFn | None = None,
+    privacy: Privacy | None = None,
 ) -> ClientApp:
     """Make an app built with decorators able to forget.
 
@@ -214,16 +198,24 @@ def attach(
             the data, a client cannot say what depends on it, nor that it ever had it (see ``all_affected`` in
             `UnlearnSettings`).
         client_name: The client's lasting name; default its partition id.
-        copies: Called with the Context; paths of safetensors files with models that the client keeps.
+        copies: The models that clients keep in files, which training code registers with `OwnCopies.keep`;
+            those in ``context.state`` are found without.
         device: Where to compute; default CUDA when there, else the CPU.
         ledger: Called with the Context; a `FisherLedger` in a folder of this client's own for sums over its
             training data, or None. Questions it holds for are answered from there, and ``data`` is not
-            called; what is computed for others goes there. An update that is applied empties it.
+            called; what is computed for others goes there. An update that is applied empties it. It does not
+            answer for single samples.
+        sample_keys: Called with the Context; what this client calls its training samples, so that a request
+            can name them: keys (texts) in the order of the training loader's data set, where one that stands
+            there several times is of all these samples, or a mapping of key to position. Keys and positions
+            are of the data set's order: a ``DataLoader(..., shuffle=True)`` is gone through in order for
+            them, a loader that draws in another way is refused.
+        privacy: What this client insists on: it refuses questions that protect its data less.
 
     Returns:
         The same app.
     """
-    responder = Responder(model, data, client_name, copies, device, ledger)
+    responder = Responder(model, data, client_name, copies, device, ledger, sample_keys, privacy)
     for action in records.ACTIONS:
         app.query(action)(responder.handle)
     return app
@@ -234,19 +226,23 @@ def unlearning_mod(
     model: ModelFn,
     data: DataFn,
     client_name: NameFn = partition_name,
-    copies: CopiesFn | None = None,
+    copies: OwnCopies | None = None,
     device: str | None = None,
     ledger: LedgerFn | None = None,
+    sample_keys: KeysFn | None = None,
+    privacy: Privacy | None = None,
 ) -> Mod:
     """A mod that makes an app built with ``client_fn`` able to forget: ``ClientApp(fn, mods=[...])``.
 
     Takes what `attach` takes, and answers the plug-in's queries; every other message is passed on.
     """
-    responder = Responder(model, data, client_name, copies, device, ledger)
+    responder = Responder(model, data, client_name, copies, device, ledger, sample_keys, privacy)
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
         if message.metadata.message_type.partition(".")[2] in records.ACTIONS:
             return responder.handle(message, context)
+        if copies is not None and message.metadata.message_type.partition(".")[0] == MessageType.TRAIN:
+            own_copies.note_received(message, context)
         return call_next(message, context)
 
     return mod

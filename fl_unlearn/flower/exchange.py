@@ -92,13 +92,14 @@ class Exchange:
             action: One of `records.ACTIONS`.
             contents: Node id to the message's content.
         """
-        answers = Answers(silent=sorted(contents))
+        answers, silent = Answers(), set(contents)
         for node, reply in self.each(action, contents):
-            answers.silent.remove(node)
+            silent.discard(node)
             if isinstance(reply, str):
                 answers.failed[node] = reply
             else:
                 answers.ok[node] = reply
+        answers.silent = sorted(silent)
         return answers
 
     def each(self, action: str, contents: Mapping[int, RecordDict]) -> Iterator[tuple[int, RecordDict | str]]:

@@ -13,7 +13,7 @@ from fl_unlearn.flower.progress import decision_of, fail, take_up
 from fl_unlearn.flower.queue import Queue
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.intake import check_again, refusal_state, take_in
-from fl_unlearn.policy import Policy
+from fl_unlearn.policy import Policy, Requester
 from fl_unlearn.request_document import RequestDocument
 from fl_unlearn.request_log import DONE, REFUSED, UNFINISHED, RequestRow
 from fl_unlearn.run_log import Run
@@ -33,6 +33,7 @@ class Due:
         position: Its place in the request log.
         after_round: The round after which it was due; None: the last, or whenever it came.
         document: The document that asks for it; None when the program does.
+        requester: Who signed it, as the policy knows it; its budget counts.
     """
 
     request: ForgetRequest
@@ -40,6 +41,7 @@ class Due:
     position: int
     after_round: int | None = None
     document: DocumentRow | None = None
+    requester: Requester | None = None
 
     def take_up(self, store: RunStore) -> RequestRow:
         """`progress.take_up`."""
@@ -132,15 +134,19 @@ class Intake:
         made = self.store.documents.request(document)
         row = self.store.runs.requests.row(made[0]) if made else None
         asked = RequestDocument.from_bytes(self.store.documents.content(document) or b"")
+        requester = None
         if row is None or decision_of(self.store, row) is None:
             try:
-                check_again(asked, self.policy, accepted=document.changed, now=self.store.audit.clock())
+                requester = check_again(
+                    asked, self.policy, accepted=document.changed, now=self.store.audit.clock()
+                )
             except PolicyError as e:
                 if row is not None and row.phase in UNFINISHED:
                     fail(self.store, row, f"{e.code}: {e}")
                 self.store.documents.change(document, refusal_state(e.code), code=e.code, message=str(e))
                 return None
-        return Due(asked.request, asked.settings(settings), position(document), document=document)
+        how = asked.settings(settings)
+        return Due(asked.request, how, position(document), document=document, requester=requester)
 
     def _close_over(self, document: DocumentRow) -> bool:
         """Whether a document was served before; if so, that is noted, which the server that died did not."""

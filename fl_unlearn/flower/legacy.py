@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context
 from flwr.common import (
     EvaluateIns,
     EvaluateRes,
@@ -30,7 +28,6 @@ from flwr.common import (
     FitRes,
     Parameters,
     Scalar,
-    parameters_to_ndarrays,
 )
 from flwr.server import Server, ServerAppComponents, SimpleClientManager
 from flwr.server.client_manager import ClientManager
@@ -39,12 +36,15 @@ from flwr.server.strategy import FedAvg, Strategy
 from flwr.serverapp import Grid
 
 from fl_unlearn.flower import records
-from fl_unlearn.flower.client import NameFn, partition_name
+from fl_unlearn.flower.client import NameFn
 from fl_unlearn.flower.exchange import natural
-from fl_unlearn.flower.forgotten import classes_for, requests_of
+from fl_unlearn.flower.forgotten import SAMPLES, classes_for, requests_of, samples_of, united, updates_of
+from fl_unlearn.flower.legacy_records import content_of, to_arrays
+from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.flower.recorder import Update
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.flower.server import UnlearningStrategy
+from fl_unlearn.flower.targets import Share
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import AnswerError, ForgetRequest, UnlearnError
 
@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 Failures = list[tuple[ClientProxy, Any] | BaseException]
 Metrics = dict[str, Scalar]
 Ins = TypeVar("Ins", FitIns, EvaluateIns)
+T = TypeVar("T")
 
 
 def remember(
@@ -111,10 +112,22 @@ def forgotten_classes(
     Raises:
         AnswerError: If the server's entry cannot be read.
     """
-    text = config.get(records.FORGOTTEN, "[]")
     name = client_name(client) if isinstance(client, Context) else str(client)
+    return _entry(config, records.FORGOTTEN, lambda requests: classes_for(requests, name))
+
+
+def forgotten_samples(config: Mapping[str, Any]) -> Share:
+    """The samples that a client must leave out of its training from now on; empty before any request.
+
+    Takes the ``config`` that ``fit`` is given; the rest is as of `forgotten.forgotten_samples`.
+    """
+    return _entry(config, SAMPLES, united)
+
+
+def _entry(config: Mapping[str, Any], key: str, read: Callable[[Any], T]) -> T:
+    text = config.get(key, "[]")
     try:
-        return classes_for(json.loads(text), name)
+        return read(json.loads(text))
     except (ValueError, TypeError, KeyError) as e:
         raise AnswerError(f"what the server says to leave out cannot be read: {str(text)[:200]!r}") from e
 
@@ -138,8 +151,8 @@ class LegacyStrategy(Strategy):
     def __init__(self, strategy: Strategy, *, store: RunStore | str | Path, **options: Any) -> None:
         if not isinstance(strategy, Strategy):
             raise UnlearnError(
-                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; "
-                "one of flwr.serverapp.strategy goes into UnlearningStrategy"
+                f"LegacyStrategy wraps a flwr.server.strategy.Strategy, got {type(strategy).__name__}; one "
+                "of flwr.serverapp.strategy goes into UnlearningStrategy"
             )
         self.strategy = strategy
         self._core = _Core(cast(Any, strategy), store=store, **options)
@@ -249,11 +262,15 @@ class LegacyStrategy(Strategy):
 
     def _told(self, chosen: list[tuple[ClientProxy, Ins]]) -> list[tuple[ClientProxy, Ins]]:
         """Messages that say what to leave out from now on: as text, since legacy messages carry scalars."""
-        requests = requests_of(self.store)
-        if not requests:
-            return chosen
-        said = {records.FORGOTTEN: json.dumps(requests)}
-        return [(proxy, replace(ins, config={**ins.config, **said})) for proxy, ins in chosen or ()]
+        requests, samples, out = requests_of(self.store), samples_of(self.store), []
+        updates = updates_of(self.store)
+        said = {records.FORGOTTEN: json.dumps(requests), records.UPDATES: json.dumps(updates)}
+        for proxy, ins in chosen or ():
+            told: dict[str, Any] = dict(said) if updates else {}
+            if own := samples.get(self._core.owner(proxy)):
+                told[SAMPLES] = json.dumps(own)
+            out.append((proxy, replace(ins, config={**ins.config, **told})))
+        return out
 
 
 class _Core(UnlearningStrategy):
@@ -284,7 +301,7 @@ class _Core(UnlearningStrategy):
 
     def read(self, server_round: int, results: list[tuple[ClientProxy, FitRes]]) -> list[Update]:
         """Copy what is to be recorded of the clients' results."""
-        contents = {self.owner(proxy): _content(result, self._recorder.key) for proxy, result in results}
+        contents = {self.owner(proxy): content_of(result, self._recorder.key) for proxy, result in results}
         return self._recorder.read_updates(server_round, contents)
 
     def record(self, server_round: int, updates: list[Update], arrays: ArrayRecord | None) -> None:
@@ -302,7 +319,7 @@ class _Core(UnlearningStrategy):
 
 def _grid(clients: ClientManager, timeout: float) -> Grid:
     if not clients.all():
-        clients.wait_for(1, int(timeout))
+        clients.wait_for(1, int(min(timeout, 2**31)))
     return _grid_of(clients.all().values())
 
 
@@ -315,23 +332,3 @@ def _grid_of(proxies: Iterable[ClientProxy]) -> Grid:
         "no client of this server is reached over a Grid, so none can be asked; run the project as a "
         "ServerApp (`flwr run`), not with start_server"
     )
-
-
-# --------------------------------------------------------------------------- conversions
-def to_arrays(parameters: Parameters) -> ArrayRecord:
-    """Legacy parameters as an ArrayRecord, named by their place; what is no array, as plain bytes."""
-    try:
-        values = parameters_to_ndarrays(parameters)
-    except (ValueError, EOFError, OSError):
-        values = [np.frombuffer(tensor, np.uint8) for tensor in parameters.tensors]
-    return ArrayRecord({str(i): Array(np.asarray(value)) for i, value in enumerate(values)})
-
-
-def _content(result: FitRes, key: str) -> RecordDict:
-    numbers: dict[str, Any] = {
-        name: value
-        for name, value in result.metrics.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
-    metrics = MetricRecord({**numbers, key: int(result.num_examples)})
-    return RecordDict({"arrays": to_arrays(result.parameters), "metrics": metrics})

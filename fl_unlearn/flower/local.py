@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from torch import nn
 
 from fl_unlearn.fisher import find_head
 from fl_unlearn.fisher.ledger import FisherLedger
+from fl_unlearn.flower.own_data import OwnData, own_data
+from fl_unlearn.flower.targets import Keys
+from fl_unlearn.privacy import Privacy
 from fl_unlearn.types import FisherError, RequestError
 
 
@@ -25,6 +28,9 @@ class Local:
         data: Gives this client's training loader, or (training, held-out).
         device: Where to compute.
         ledger: Gives the ledger that it keeps of its training data, if any.
+        state: What it remembers between questions of a run.
+        privacy: What it insists on.
+        sample_keys: Gives its keys of its training samples; None: it has none.
     """
 
     client: str
@@ -32,6 +38,17 @@ class Local:
     data: Callable[[], Any]
     device: torch.device
     ledger: Callable[[], FisherLedger | None]
+    state: RecordDict
+    privacy: Privacy
+    sample_keys: Callable[[], Keys] | None = None
+
+    def own(self, record: ConfigRecord) -> OwnData:
+        """This client's data, parted as a question asks.
+
+        Raises:
+            RequestError: If what the question names cannot be found.
+        """
+        return own_data(self.data(), record, self.client, self.sample_keys)
 
 
 def check_classes(model: nn.Module, classes: list[int], head: str | None) -> None:

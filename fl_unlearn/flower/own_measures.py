@@ -15,7 +15,7 @@ from torch import nn
 from fl_unlearn.batches import sample, seeded
 from fl_unlearn.flower import measures, records
 from fl_unlearn.flower.measures import BEFORE, NOT_KEPT, Answer
-from fl_unlearn.flower.own_data import groups, part, split
+from fl_unlearn.flower.own_data import OwnData, groups, part
 from fl_unlearn.metrics import METRICS
 from fl_unlearn.metrics.contract import NotKept, Subject, measure
 
@@ -23,25 +23,28 @@ log = logging.getLogger(__name__)
 
 
 def answer(
-    client: str, record: ConfigRecord, data: Any, models: Mapping[str, nn.Module], fresh: nn.Module
+    client: str, record: ConfigRecord, data: OwnData, models: Mapping[str, nn.Module], fresh: nn.Module
 ) -> RecordDict:
     """Measure models on this client's own data.
 
     Args:
         client: The client's name.
         record: The question, as `Panel.ask_measures` writes it.
-        data: The client's training loader, or (training, held-out). Each is gone through once, and what is
-            measured on is kept in memory: loaders may shuffle or be exhausted.
+        data: The client's data. What is measured on is kept in memory: loaders may shuffle or be exhausted.
         models: `BEFORE`, `AFTER` to the model, in eval mode.
         fresh: A model that was never trained.
     """
     started = time.perf_counter()
     asked, (classes, ignored) = records.ints(record, "classes"), groups(client, record)
     most = records.ints(record, "samples")[0]
-    training, *rest = split(data)
-    own = sample(part(training, ignored, named=False), classes, most)
-    held_out = sample(part(rest[0], ignored, named=False), asked, most) if rest else []
-    forget, retained = (list(part(own, classes, named=named)) for named in (True, False))
+    held_out = sample(
+        part(data.held_out if data.held_out is not None else (), ignored, named=False), asked, most
+    )
+    if data.asks:
+        forget, retained = (sample(batches, (), most) for batches in (data.forget(), data.rest()))
+    else:
+        own = sample(part(data.kept(), ignored, named=False), classes, most)
+        forget, retained = (list(part(own, classes, named=named)) for named in (True, False))
     out = Answer(otherwise=_nothing(("held-out", held_out), ("forgotten", forget), ("retained", retained)))
     before = models.get(BEFORE)
     for when, model in models.items():

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from fl_unlearn import request_log
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import settings_for
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.flower import records
 from fl_unlearn.flower.result import ForgetResult, from_facts, measured_facts, to_facts
 from fl_unlearn.metrics import find
 from fl_unlearn.operations import Operation
+from fl_unlearn.privacy import check_accounting
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ForgetRequest, RequestError, UnlearnSettings, UpdateError
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 
 BASE = "base.safetensors"
 """What the Fisher phase leaves: the update of which all candidates are variants."""
+RELEASED = "released"
 
 
 def take_up(
@@ -41,11 +45,16 @@ def take_up(
     the document that asks for it, for the audit log.
 
     Raises:
-        RequestError: If the plug-in cannot serve a request of this kind, or no request on such models.
-        SettingsError: If the settings name a metric that there is not.
+        RequestError: If no request can be served on such models.
+        SettingsError: If the settings name a metric that there is not, or do not fit the kind of request.
     """
-    check_kind(request)
+    settings = settings_for(request, settings)
     find(settings.measures)
+    check_accounting(settings.privacy)
+    if request.kind != "classes" and (settings.privacy.sums_only or settings.privacy.two_groups):
+        raise RequestError(
+            "noise, masks and pooled scores are for requests that name classes; serve this one without"
+        )
     row = store.runs.requests.find(request, position)
     if row is not None and row.phase in request_log.UNFINISHED:
         if decision_of(store, row) or _alike(row.settings, settings):
@@ -63,22 +72,6 @@ def take_up(
     return row
 
 
-_NAMED = {"client": "whole clients", "samples": "single samples"}
-
-
-def check_kind(request: ForgetRequest) -> None:
-    """Check that the plug-in can serve this kind of request.
-
-    Raises:
-        RequestError: If it cannot.
-    """
-    if request.kind != "classes":
-        raise RequestError(
-            f"the plug-in serves requests for classes, this one names {_NAMED[request.kind]}; name the "
-            "classes to forget of them, or retrain without the data"
-        )
-
-
 def fail(store: RunStore, row: RequestRow, why: str) -> None:
     """Give a request up that changed nothing."""
     with store.audit.transaction():
@@ -89,6 +82,12 @@ def fail(store: RunStore, row: RequestRow, why: str) -> None:
 def decision_of(store: RunStore, row: RequestRow) -> Operation | None:
     """The operation that a request was decided with."""
     return next((o for o in store.operations.all() if o.request.get("request") == row.id), None)
+
+
+def released(row: RequestRow) -> list[float]:
+    """Noise multipliers of all that clients were asked for because of a request, whatever became of it."""
+    older = (row.facts.get("privacy") or {}).get("multipliers", [])
+    return list(row.facts.get(RELEASED, older))
 
 
 def _alike(then: dict[str, Any], now: UnlearnSettings) -> bool:
@@ -115,6 +114,10 @@ class Progress:
         base: What the Fisher phase left; None while it has to be asked for.
         chosen: Threshold and dampening chosen by calibration; None before.
         scored: How many clients scored the candidates, of how many.
+        scored_update: Digest of the chosen update as they scored it; None before.
+        expected: Digest of the current model with that update, about which they said it; None before.
+        promised: What each of them said of it, as `Votes.said` gives it.
+        released: Noise multipliers of all that clients were asked for, what came to nothing included.
         behind: Whether the current model is the one from before that decision, and lacks its update.
     """
 
@@ -126,18 +129,24 @@ class Progress:
         state: dict[str, torch.Tensor],
     ) -> None:
         self.store, self.row = store, row
-        self.models, self.model = len(store.umig), _digest_of(state)
+        self.models, self.model = len(store.umig), digest_of(state)
         self.decision = decision_of(store, row)
         self.base = None if self.decision else self._kept_base()
         self.result = ForgetResult(row.request, settings)
         self.chosen: tuple[float, float] | None = None
         self.scored, self.behind = (0, 0), False
+        self.scored_update: str | None = None
+        self.expected: str | None = None
+        self.promised: Mapping[str, Sequence[Sequence[float]]] = {}
+        self.released = released(row)
         if self.decision or self.base:
             self.result = from_facts(store, row, settings)
             self.behind = self.decision is not None and row.facts["model"] == self.model
             self.model = row.facts["model"]
             self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
             self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
+            self.scored_update = row.facts.get("scored_update")
+            self.expected, self.promised = row.facts.get("expected"), row.facts.get("promised", {})
 
     @property
     def resumed(self) -> bool:
@@ -156,12 +165,22 @@ class Progress:
         """
         facts = {**to_facts(self.result), "models": self.models, "model": self.model}
         facts |= {"chosen": self.chosen, "scored": self.scored}
+        facts |= {"scored_update": self.scored_update, "promised": self.promised}
+        facts |= {"expected": self.expected, RELEASED: self.released}
         with self.store.audit.transaction():
             self.store.runs.requests.note(self.row.id, phase, facts)
             if phase == request_log.REFUSED:
                 self.store.audit.append("refused", {"request": self.row.id, "message": self.result.message})
+            if phase == request_log.DONE and self.result.contradictions:
+                said = {"request": self.row.id, "what": list(self.result.contradictions)}
+                self.store.audit.append("contradicted", said)
             if phase == request_log.DONE:
                 self.store.audit.append("verified", {"request": self.row.id, **self._measured()})
+
+    def release(self, multipliers: Sequence[float]) -> None:
+        """Note what clients are about to be asked for: a request that fails has cost them no less."""
+        self.released = list(multipliers)
+        self.store.runs.requests.add_fact(self.row.id, RELEASED, self.released)
 
     def _measured(self) -> dict[str, Any]:
         """What the clients measured on the current model: shares and numbers of samples; None: nothing."""
@@ -192,7 +211,7 @@ class Progress:
             return None
 
 
-def _digest_of(state: dict[str, torch.Tensor]) -> str:
+def digest_of(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names and values."""
     sha = hashlib.sha256()
     for name, array in records.to_arrays(state).items():

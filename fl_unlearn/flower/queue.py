@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from fl_unlearn.flower.progress import check_kind
+from fl_unlearn.calibration_data import named
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_log import Run
 from fl_unlearn.run_store import RunStore
@@ -43,9 +43,8 @@ class Queue:
         """Add a request.
 
         Raises:
-            RequestError: If the plug-in cannot serve such a request, or ``after_round`` is below 0.
+            RequestError: If ``after_round`` is below 0.
         """
-        check_kind(request)
         if after_round is not None and after_round < 0:
             raise RequestError(f"after_round counts rounds from 0 up, got {after_round}")
         self._waiting.append(Queued(request, after_round, self._submitted))
@@ -72,9 +71,9 @@ class Queue:
         for row in requests.unfinished(run.id):
             if self._find(row) is None and not of_document(row):  # documents go on by themselves
                 log.warning(
-                    "the request for classes %s was interrupted after the phase %r: make it again, and it "
+                    "the request to forget %s was interrupted after the phase %r: make it again, and it "
                     "goes on, or give it up with store.runs.requests.give_up(%d)",
-                    list(row.request.classes),
+                    named(row.request),
                     row.phase,
                     row.id,
                 )

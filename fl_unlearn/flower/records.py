@@ -7,19 +7,19 @@ finiteness, sign and size, and raises before anything is used.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.evidence import UNIDENTIFIED
 from fl_unlearn.fisher import FisherSums
+from fl_unlearn.flower import plain_arrays
 from fl_unlearn.types import (
+    REST,
     AnswerError,
     ClassScores,
     ModelMismatchError,
@@ -31,18 +31,22 @@ from fl_unlearn.types import (
 
 PROTOCOL = 1
 IDENTITY, FISHER, SCORE, APPLY = "unlearn_identity", "unlearn_fisher", "unlearn_score", "unlearn_apply"
-STATISTICS, MEASURE = "unlearn_statistics", "unlearn_measure"
-ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS, MEASURE)
+STATISTICS, MEASURE, KEYS = "unlearn_statistics", "unlearn_measure", "unlearn_keys"
+ACTIONS = (IDENTITY, FISHER, SCORE, APPLY, STATISTICS, MEASURE, KEYS)
 
 HEAD = "unlearn"
 """Name of the ConfigRecord that every message of the plug-in carries."""
 MODEL, FISHER_ARRAYS, UPDATE = "unlearn.model", "unlearn.fisher", "unlearn.update"
 FORGOTTEN = "unlearn.forgotten"
-"""Key in a training message's ConfigRecord, and that record's name where it has none: what was forgotten."""
+"""Key of a ConfigRecord in training messages, or where they have none its name: tells what was forgotten."""
+UPDATES = "unlearn.updates"
+"""Key, beside `FORGOTTEN`, that tells which updates the message's model has had."""
 
 MAX_NAME = 150
 MAX_COUNT = 10**12
 MAX_CLASSES = 10**7
+MAX_LOSS = 1e200
+"""Of one client's summed loss: losses are added, and a sum must stay finite whatever clients say."""
 
 
 # --------------------------------------------------------------------------- tensors
@@ -72,13 +76,8 @@ def tensor_of(name: str, array: Array) -> torch.Tensor:
         AnswerError: If its bytes are not a plain numeric array of its declared shape.
     """
     try:
-        values = array.numpy()
-        if tuple(values.shape) != tuple(array.shape):
-            raise ValueError(f"holds {values.shape}, declares {tuple(array.shape)}")
-        if not (values.flags.owndata and values.flags.writeable and values.flags.c_contiguous):
-            values = np.array(values, order="C")  # keeps 0-dimensional arrays so
-        return torch.from_numpy(values)
-    except Exception as e:  # NumPy passes on what tokenizer, zip reader and allocator raise
+        return torch.from_numpy(plain_arrays.read(array))
+    except Exception as e:  # NumPy passes on what tokenizer and allocator raise
         raise AnswerError(f"the array {name!r} cannot be read: {e}") from e
 
 
@@ -275,7 +274,7 @@ def read_scores(content: RecordDict, *, models: int, candidates: int) -> list[li
     sizes = (len(total), len(correct), len(loss))
     if sizes != (width, rows * width, rows * width) or len(set(labels)) != width:
         raise AnswerError(f"the scores have {sizes} values for {rows} x {width} models and classes")
-    if any(not 0 <= n <= MAX_COUNT for n in total) or any(not 0 <= c < MAX_CLASSES for c in labels):
+    if any(not 0 <= n <= MAX_COUNT for n in total) or any(not REST <= c < MAX_CLASSES for c in labels):
         raise AnswerError("the scores have labels or totals out of range")
     out = []
     for i in range(rows):
@@ -283,8 +282,8 @@ def read_scores(content: RecordDict, *, models: int, candidates: int) -> list[li
         nats = loss[i * width : (i + 1) * width]
         if any(not 0 <= r <= n for r, n in zip(right, total, strict=True)):
             raise AnswerError("the scores count more correct samples than there are, or fewer than none")
-        if any(not 0 <= v < math.inf for v in nats):
-            raise AnswerError("the scores have a loss that is negative or not a finite number")
+        if any(not 0 <= v <= MAX_LOSS for v in nats):
+            raise AnswerError("the scores have a loss that is negative or not a finite number to add")
         out.append(
             ClassScores(
                 dict(zip(labels, right, strict=True)),

@@ -26,6 +26,7 @@ from fl_unlearn.report import (
     UnlearnReport,
     default_caveats,
 )
+from fl_unlearn.report_record import data_caveats
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, UnlearnError
 
@@ -104,7 +105,11 @@ def build_report(
             "accuracy of every candidate update on the clients' own data, before one was chosen",
             *(f"{m.title}, by the clients on their own data" for m in measures if m.key in known),
         ),
-        not_measured=tuple(default_caveats(result.settings.fisher_scope, erased, known)),
+        not_measured=tuple(
+            default_caveats(result.settings.fisher_scope, erased, known)
+            if result.request.kind == "classes"
+            else data_caveats(result.like_labels, known)
+        ),
         measures=measures,
         document=_line(result.document) if result.document else None,
         refusals=tuple(_line(s) for s in statuses(store) if s.state in REFUSALS),

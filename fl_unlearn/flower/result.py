@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,10 +58,17 @@ class ForgetResult:
         outstanding: Clients that have not confirmed the update; they get it at their next contact.
         receipts: What clients say they applied the update to.
         candidates: What calibration measured.
-        before: Scores of the current model before, over the clients' local data: (forget, retain).
+        before: Scores of the current model before, over the clients' local data: (forget, retain); of a
+            request for clients or samples the second is of held-out samples.
         after: The same afterwards, measured in the verification round; None when refused or unanswered.
+        like_labels: Of a request for clients or samples, the accuracy of the current model before on held-out
+            samples with the labels, in the shares, of the forget set: about what it knows of such data
+            without training on it. None where that was not measured.
         measured: What the clients measured besides, as `UnlearnSettings.measures` asks: the key of a metric's
             column to ``{"before": ..., "after": ...}``, of the current model.
+        privacy: What the noise in the clients' answers bounds, as `privacy.cost` tells it; empty where the
+            settings ask for none.
+        contradictions: Where the verification after the commit contradicts what it was decided by, in words.
         wall_seconds: Wall time of the whole request.
         client_seconds: Seconds of computing, summed over clients, as they report them.
         bytes_up: Bytes received from clients.
@@ -88,7 +95,10 @@ class ForgetResult:
     candidates: tuple[Candidate, ...] = ()
     before: tuple[ClassScores, ClassScores] | None = None
     after: tuple[ClassScores, ClassScores] | None = None
+    like_labels: float | None = None
     measured: dict[str, dict[str, Measured]] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
+    contradictions: tuple[str, ...] = ()
     wall_seconds: float = 0.0
     client_seconds: float = 0.0
     bytes_up: int = 0
@@ -111,19 +121,35 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
         f"committed t = {chosen.threshold:g}, lambda = {chosen.dampening:g}: "
         + (f"the classes were erased in {layers}, and " if layers else "")
         + f"{result.update.selected:,} values of the current model and of {len(result.applied)} checkpoints "
-        f"were dampened; clients measured {chosen.forget_accuracy:.1%} on the forgotten data and "
-        f"{chosen.retain_accuracy:.1%} on the retained ({clients} of {connected} connected clients)"
+        f"were dampened; clients measured {chosen.forget_accuracy:.1%} on the forgotten data"
+        + (" and " if result.like_labels is None else _like(result, result.like_labels))
+        + f"{chosen.retain_accuracy:.1%} on the {'retained' if result.like_labels is None else 'held-out'} "
+        f"({clients} of {connected} connected clients)"
     )
     if result.settings.erases and not layers:
         text += "; in hidden layers there was nothing to erase"
     if not chosen.passed:
         text += " (forced: this candidate did not pass calibration)"
+    if chosen.disputed:
+        text += (
+            f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, "
+            f"with {chosen.trimmed_forget or 0:.1%} left, {100 * (chosen.trimmed_drop or 0):.1f} points lost)"
+        )
+    if result.like_labels is not None:
+        return text + "; earlier models were not scored"
     if not chosen.everywhere:
         left = f"{chosen.worst_forget_accuracy:.1%}"
         text += f"; an earlier model still classifies up to {left} of the forgotten data correctly"
     if result.settings.reference == "per-model":
         text += "; earlier models were not scored"
     return text
+
+
+def _like(result: ForgetResult, like: float) -> str:
+    """What the accuracy on a client's data or samples is to be compared with: it is not to become 0."""
+    known = result.before[0].accuracy() if result.before else None
+    was = "" if known is None else f"{known:.1%} before; "
+    return f" ({was}{like:.1%} on held-out samples of like labels, which nobody trained on) and "
 
 
 def to_facts(result: ForgetResult) -> dict[str, Any]:
@@ -134,7 +160,9 @@ def to_facts(result: ForgetResult) -> dict[str, Any]:
     for name in ("before", "after"):
         scores = getattr(result, name)
         facts[name] = [asdict(s) for s in scores] if scores else None
-    facts["measured"] = measured_facts(result)
+    facts["measured"], facts["privacy"] = measured_facts(result), result.privacy
+    facts["contradictions"] = list(result.contradictions)
+    facts["like_labels"] = result.like_labels
     return facts
 
 
@@ -158,10 +186,14 @@ def from_facts(store: RunStore, row: RequestRow, settings: UnlearnSettings) -> F
     for name in _PLAIN:
         value = facts[name]
         setattr(result, name, tuple(value) if isinstance(value, list) else value)
+    result.privacy = facts.get("privacy", {})  # older versions knew none
     result.candidates = tuple(Candidate(**c) for c in facts["candidates"])
+    result.candidates = tuple(replace(c, against=tuple(c.against)) for c in result.candidates)
     result.before, result.after = _scores(facts["before"]), _scores(facts["after"])
     measured = facts.get("measured", {})  # older versions did not measure
     result.measured = {k: {when: Measured(**m) for when, m in both.items()} for k, both in measured.items()}
+    result.contradictions = tuple(facts.get("contradictions", ()))
+    result.like_labels = facts.get("like_labels")
     result.receipts = store.runs.requests.receipts(row.id)
     result.document = of_request(store, row)
     if facts["update"]:

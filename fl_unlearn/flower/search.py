@@ -9,20 +9,33 @@ from functools import partial
 import torch
 
 from fl_unlearn import evidence, request_log
-from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge
-from fl_unlearn.dampen import DampeningUpdate, build_update
+from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, measured
+from fl_unlearn.calibration_data import choose_data, judge_data, like_labels
+from fl_unlearn.caps import capped
+from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
 from fl_unlearn.erasing import erased, find_erasures
+from fl_unlearn.flower.ask_data_scores import ask_data_scores
 from fl_unlearn.flower.ask_fisher import ask_fisher
 from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.ask_statistics import ask_statistics
+from fl_unlearn.flower.double_check import caps_of, head_of
 from fl_unlearn.flower.exchange import unidentified
+from fl_unlearn.flower.names import remember
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress
+from fl_unlearn.flower.progress import Progress, digest_of
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.gather import FisherGather
+from fl_unlearn.pooled import PooledFisher
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import signature_of
 from fl_unlearn.update import ErasedLayer
+
+Gathered = FisherGather | PooledFisher
+
+NO_HELD_OUT = (
+    "a client's data and single samples can only be judged against held-out samples, which tell what is not "
+    "trained on, and no client has any. Nothing was changed; let `data` return (training, held-out)"
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,8 @@ class Search:
             if self.settings.reference == "shared":
                 self.progress.keep_base(base)
                 self.note(request_log.FISHER)
-        chosen = self.progress.candidate() or self._calibrate(base)
+        decide = self._calibrate if self.request.kind == "classes" else self._calibrate_data
+        chosen = self.progress.candidate() or decide(base)
         if chosen is None:
             return None
         update = base.variant(chosen.threshold, chosen.dampening)
@@ -90,14 +104,19 @@ class Search:
             updates = self._per_model(merged, update)
         return Found(chosen, update, updates)
 
-    def _learn(self, gathered: FisherGather) -> None:
+    def _learn(self, gathered: Gathered) -> None:
         """Who holds what, and which models inherited it."""
-        r, counts = self.result, gathered.counts
+        r, counts = self.result, {**{c: {} for c in self.panel.answered}, **gathered.counts}
         r.holders = evidence.holders(self.request, self.store, counts, gathered.num_classes)
         for node, client in self.panel.names.items():
             self.store.identify(unidentified(node), client)
+        remember(self.store, self.panel.names)
         r.roots, r.affected = evidence.lineage(
-            self.request, self.store, counts, r.holders, all_affected=self.settings.all_affected
+            self.request,
+            self.store,
+            counts,
+            r.holders,
+            all_affected=self.settings.all_affected or self.settings.privacy.sums_only,
         )
 
     def _find_erasures(self) -> Mapping[str, ErasedLayer]:
@@ -107,9 +126,9 @@ class Search:
         return find_erasures(ask, self.request, self.settings, self.store, self.state)
 
     def _build(
-        self, merged: dict[str, torch.Tensor], gathered: FisherGather, erasures: Mapping[str, ErasedLayer]
+        self, merged: dict[str, torch.Tensor], gathered: Gathered, erasures: Mapping[str, ErasedLayer]
     ) -> DampeningUpdate:
-        return build_update(
+        built = build_update(
             merged,
             gathered.reference(),
             threshold=self.settings.thresholds[0],
@@ -117,6 +136,8 @@ class Search:
             signature=signature_of(self.state),
             erasures=erasures,
         )
+        spared = {*self.request.classes, *self.panel.ignored}
+        return capped(built, caps_of(self.settings, self.request), spared, head_of(self.settings))
 
     def _per_model(
         self, merged: dict[str, torch.Tensor], current: DampeningUpdate
@@ -137,18 +158,41 @@ class Search:
             states += evidence.earlier_models(self.store, r.affected, r.holders, most)
         scored = ask_scores(self.panel, states, base)
         r.before = (scored.rows[0][0].forget, scored.rows[0][0].retain)
-        r.candidates = tuple(judge(scored.rows, self.settings))
+        r.candidates = tuple(judge(scored.rows, self.settings, scored.votes))
         self.progress.scored = (scored.clients, len(self.panel.nodes))
         chosen = r.candidates[0] if self.settings.force else choose(r.candidates)
-        if chosen is None:
-            r.message = "refused: " + explain_refusal(r.candidates, self.settings)
-        elif base.variant(chosen.threshold, chosen.dampening).empty:
+        if chosen is not None and scored.votes is not None:
+            self.progress.promised = scored.votes.said(1 + r.candidates.index(chosen))
+        return self._taken(base, chosen or explain_refusal(r.candidates, self.settings))
+
+    def _calibrate_data(self, base: DampeningUpdate) -> Candidate | None:
+        """For a client or samples; earlier models are not looked at."""
+        r, s = self.result, self.settings
+        scored = ask_data_scores(self.panel, self.state, base)
+        r.before = (scored.forget[0], scored.held[0])
+        self.progress.scored = (scored.clients, len(self.panel.nodes))
+        if not scored.held[0].total:
+            return self._taken(base, NO_HELD_OUT)
+        r.like_labels = like_labels(scored.forget[0], scored.held[0])
+        r.candidates = tuple(judge_data(scored.forget, scored.held, r.like_labels, s))
+        known = measured(scored.forget[0], "forgotten")
+        return self._taken(base, choose_data(r.candidates, known, r.like_labels, s))
+
+    def _taken(self, base: DampeningUpdate, chosen: Candidate | str) -> Candidate | None:
+        """Note what was chosen, or why nothing was."""
+        r = self.result
+        if isinstance(chosen, str):
+            r.message = f"refused: {chosen}"
+            return None
+        update = base.variant(chosen.threshold, chosen.dampening)
+        if update.empty:
             r.message = (
                 f"refused: the chosen update (t = {chosen.threshold:g}) changes no value, so nothing was "
                 f"changed. Clients measure {chosen.forget_accuracy:.1%} on the forgotten data as it is"
             )
             return None
-        if chosen is not None:
-            self.progress.chosen = (chosen.threshold, chosen.dampening)
-            self.note(request_log.CALIBRATED)
+        self.progress.chosen = (chosen.threshold, chosen.dampening)
+        self.progress.scored_update = update.digest
+        self.progress.expected = digest_of(apply_update(self.state, update))
+        self.note(request_log.CALIBRATED)
         return chosen

@@ -17,12 +17,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_unlearn.calibration_data import named, settings_for
 from fl_unlearn.flower import records
-from fl_unlearn.flower.acquaintance import Acquaintance
 from fl_unlearn.flower.broadcast import deliver_outstanding
 from fl_unlearn.flower.exchange import Exchange, match, natural
 from fl_unlearn.flower.forgotten import tell_forgotten
 from fl_unlearn.flower.intake import Intake
+from fl_unlearn.flower.names import Names
 from fl_unlearn.flower.progress import decision_of, take_up
 from fl_unlearn.flower.recorder import Recorder
 from fl_unlearn.flower.recovery import Loop, Recovery, renumber
@@ -30,7 +31,7 @@ from fl_unlearn.flower.result import ForgetResult, from_facts
 from fl_unlearn.flower.server_state import dampen_arrays, dampen_memory
 from fl_unlearn.flower.session import Session
 from fl_unlearn.metrics import find
-from fl_unlearn.policy import Policy
+from fl_unlearn.policy import Policy, Requester
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.store import KeepPolicy
@@ -95,7 +96,7 @@ class UnlearningStrategy(Strategy):
         self._recovery = Recovery(self.store, strategy)
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self._recorder = Recorder(self.store, self._recovery, key)
-        self._clients = Acquaintance(self.store)
+        self._clients = Names(self.store)
         self._sent: list[Message] = []
         self._intake = Intake(self.store, policy)
         self._done = 0  # rounds that were done before the server died
@@ -115,7 +116,12 @@ class UnlearningStrategy(Strategy):
             request: What is to be forgotten.
             after_round: Serve it when this round of the run is over (0: before the first); None: when
                 training has ended.
+
+        Raises:
+            RequestError: If ``after_round`` is below 0.
+            SettingsError: If the settings do not fit the kind of request.
         """
+        settings_for(request, self.settings)
         self._intake.queue.submit(request, after_round)
 
     def forget(self, grid: Grid, request: ForgetRequest, arrays: ArrayRecord | None = None) -> ForgetResult:
@@ -139,11 +145,17 @@ class UnlearningStrategy(Strategy):
         return self._forget(grid, take_up(self.store, request, self.settings), arrays, self.settings)
 
     def _forget(
-        self, grid: Grid, row: RequestRow, arrays: ArrayRecord | None, settings: UnlearnSettings
+        self,
+        grid: Grid,
+        row: RequestRow,
+        arrays: ArrayRecord | None,
+        settings: UnlearnSettings,
+        asks: Requester | None = None,
     ) -> ForgetResult:
         live = arrays if arrays is not None else self._recorder.live
         settings = replace(settings, min_clients=max(settings.min_clients, self._usual_clients()))
-        session = Session(grid, row, self.store, settings, live)
+        who, budget = (asks.name, asks.budget) if asks else (None, None)
+        session = Session(grid, row, self.store, settings, live, requester=who, budget=budget)
         try:
             self.results.append(session.run())
         finally:  # once it is decided, no training must go on from the values of before, whatever came up
@@ -189,9 +201,9 @@ class UnlearningStrategy(Strategy):
                 row = due.take_up(self.store)
                 if self.on_request and decision_of(self.store, row) is None:
                     self.on_request(self.store)
-                result = self._forget(grid, row, arrays, due.settings)
+                result = self._forget(grid, row, arrays, due.settings, due.requester)
             except Exception as e:
-                log.exception("the request for classes %s was not served", list(due.request.classes))
+                log.exception("the request to forget %s was not served", named(due.request))
                 text = f"failed: {type(e).__name__}: {e}"
                 result = ForgetResult(due.request, due.settings, message=text)
                 self.results.append(result)
@@ -292,7 +304,7 @@ class UnlearningStrategy(Strategy):
         # A list: Flower's grids iterate over the messages more than once.
         self._sent = list(self._inner("configure_train")(server_round, arrays, config, grid))
         self._clients.meet(self._quick(grid), [m.metadata.dst_node_id for m in self._sent])
-        tell_forgotten(self.store, self._sent)
+        tell_forgotten(self.store, self._sent, self._clients.owner)
         return self._sent
 
     def aggregate_train(
@@ -320,7 +332,7 @@ class UnlearningStrategy(Strategy):
         """As the inner strategy does; clients are told what was forgotten."""
         server_round += self._done
         messages = list(self._inner("configure_evaluate")(server_round, arrays, config, grid))
-        tell_forgotten(self.store, messages)
+        tell_forgotten(self.store, messages, self._clients.owner)
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

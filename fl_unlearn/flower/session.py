@@ -19,21 +19,30 @@ from flwr.serverapp import Grid
 
 from fl_unlearn import request_log
 from fl_unlearn.apply import stage
+from fl_unlearn.budget import COST, REQUESTER, cost_of, over_budget
 from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import settings_for
 from fl_unlearn.dampen import DampeningUpdate, apply_update
+from fl_unlearn.evidence import check_named
 from fl_unlearn.flower import records
-from fl_unlearn.flower.ask_scores import ask_scores
+from fl_unlearn.flower.ask_data_scores import ask_data_scores
+from fl_unlearn.flower.ask_scores import Scored, ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
+from fl_unlearn.flower.double_check import check_commit, contradictions
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
+from fl_unlearn.flower.names import recall
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
+from fl_unlearn.flower.progress import Progress, decision_of, digest_of, fail, released, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.flower.search import Search
+from fl_unlearn.flower.targets import Targets
+from fl_unlearn.privacy import Privacy, cost
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, StoreError, UnlearnSettings, signature_of
+from fl_unlearn.types import ClassScores, ForgetRequest, StoreError, UnlearnSettings, signature_of
+from fl_unlearn.vote import Votes
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +54,8 @@ def forget(
     *,
     settings: UnlearnSettings | None = None,
     current: ArrayRecord | None = None,
+    requester: str | None = None,
+    budget: float | None = None,
 ) -> ForgetResult:
     """Serve one request; one that was interrupted goes on, when it is made again.
 
@@ -55,19 +66,24 @@ def forget(
         settings: How to serve it.
         current: The current global model; default the newest one in the store. It is not changed: the
             unlearned model is in the result.
+        requester: Who asks; recorded with what is committed.
+        budget: Most retained accuracy, 0 to 1, that this requester's requests may cost in all, those
+            committed before included; None: no limit.
 
     Returns:
         What became of the request. A refusal is a result; only what makes a request senseless is an error.
 
     Raises:
-        SettingsError: If the settings name a metric that there is not.
-        RequestError: If a class or client is unknown, nobody holds a class, or nothing would be retained.
+        SettingsError: If the settings name a metric that there is not, or erase what is no class.
+        RequestError: If a class, client or sample is unknown, nobody holds a class, or nothing would be
+            retained.
         NotEnoughAnswersError: If too few clients answered a phase; nothing was changed.
         StoreError: If the store cannot serve it (foreign model, corrupt checkpoint, full disk); nothing was
             changed.
     """
     settings = settings or UnlearnSettings()
-    return Session(grid, take_up(store, request, settings), store, settings, current).run()
+    row = take_up(store, request, settings)
+    return Session(grid, row, store, settings, current, requester=requester, budget=budget).run()
 
 
 class Session:
@@ -79,6 +95,8 @@ class Session:
         store: The run's store.
         settings: How to serve it.
         current: The current global model; default the newest one in the store.
+        requester: Who asks, where that is known.
+        budget: The most that this requester's requests may cost in all; see `forget`.
 
     Attributes:
         result: What has become of the request so far.
@@ -95,7 +113,12 @@ class Session:
         store: RunStore,
         settings: UnlearnSettings,
         current: ArrayRecord | None,
+        *,
+        requester: str | None = None,
+        budget: float | None = None,
     ) -> None:
+        self.requester, self.budget = requester, budget
+        settings = settings_for(row.request, settings)
         self.request, self.store, self.settings = row.request, store, settings
         self.decided, self._started = False, time.perf_counter()
         with _failing(store, row):
@@ -104,14 +127,18 @@ class Session:
             store.check_model(signature_of(self.state))
             self.progress = Progress(store, row, settings, self.state)
         self.result = self.progress.result
-        operations = store.operations.all()
-        before = {c for o in operations if not o.request["clients"] for c in o.request["classes"]}
+        operations = [o.request for o in store.operations.all()]
+        before = {c for o in operations if not o["clients"] for c in o["classes"]}
         ignored = sorted(before - set(self.request.classes))
         self.result.state, self.result.forgotten_before = self.state, tuple(ignored)
         self._earlier = replace(self.result)
-        self.panel = Panel(
-            Exchange(grid, settings.timeout), self.request, settings, store.examples(), ignored
-        )
+        # A request that was decided before is among the operations: it is not one before itself.
+        earlier = [o for o in operations if o.get("request") != row.id]
+        targets = Targets.after(self.request, earlier)
+        exchange = Exchange(grid, settings.timeout)
+        self.panel = Panel(exchange, self.request, settings, store.examples(), ignored, targets)
+        self.panel.remembered = recall(store)
+        self.panel.released, self.panel.on_release = list(self.progress.released), self.progress.release
 
     def run(self) -> ForgetResult:
         """Serve it.
@@ -124,6 +151,8 @@ class Session:
                 try:
                     self.panel.wait_for_clients()
                     self._meet()
+                    if self.request.kind != "classes":
+                        check_named(self.request, self.store, self.panel.names.values())
                     self._decide()
                     if self.progress.decision is None:
                         self._note(request_log.REFUSED)
@@ -135,9 +164,9 @@ class Session:
         return self.result
 
     def _meet(self) -> None:
-        """Give clients that are back what they missed; in a request that goes on, learn who is who."""
+        """Give clients that are back what they missed; learn who is who where that is needed beforehand."""
         names = None
-        if self.progress.resumed:
+        if self.progress.resumed or self.panel.targets.personal:
             names = identify(self.panel.exchange, self.panel.nodes)
             self.panel.names.update({node: name for node, name in names.items() if name is not None})
         deliver_outstanding(self.panel.exchange, self.store, self.panel.nodes, names)
@@ -148,6 +177,13 @@ class Session:
         found = search.find()
         if found is None:
             return
+        if self.requester is not None and self.budget is not None:
+            why = over_budget(self.store, self.requester, self.budget, found.candidate)
+            if why is not None:
+                self.result.message = why
+                return
+        scored, ignored = self.progress.scored_update, self.panel.ignored
+        check_commit(self.state, found.update, scored, self.settings, self.request, ignored)
         self.result.update = found.update
         self._commit(found.candidate, found.updates)
 
@@ -184,13 +220,22 @@ class Session:
         r.asked = tuple(dict.fromkeys((*earlier.asked, *(self.panel.label(n) for n in self.panel.nodes))))
         r.failed = {**earlier.failed, **self.panel.failed}
         r.silent = tuple(sorted({*earlier.silent, *self.panel.silent}))
+        if self.settings.privacy != Privacy():
+            r.privacy = cost(self.panel.released, self._released_before(), self.settings.privacy)
         r.wall_seconds = earlier.wall_seconds + time.perf_counter() - self._started
         r.client_seconds = earlier.client_seconds + x.client_seconds
         r.bytes_up, r.bytes_down = earlier.bytes_up + x.bytes_up, earlier.bytes_down + x.bytes_down
 
+    def _released_before(self) -> list[float]:
+        rows = self.store.runs.requests.all()
+        return [z for row in rows if row.id != self.progress.row.id for z in released(row)]
+
     def _record(self, chosen: Candidate) -> dict[str, Any]:
+        asked = {} if self.requester is None else {REQUESTER: self.requester}
         return {
             **self.request.to_json(),
+            **asked,
+            COST: cost_of(chosen),
             "request": self.progress.row.id,
             "threshold": chosen.threshold,
             "dampening": chosen.dampening,
@@ -213,8 +258,7 @@ class Session:
                 self._meet()
             self._tell()
             self._note(request_log.TOLD)
-            rows = ask_scores(self.panel, [r.state], None).rows
-            r.after = (rows[0][0].forget, rows[0][0].retain)
+            r.after = self._verified()
         except Exception as e:
             log.exception("the update is committed, but telling the clients or verifying it failed")
             r.message += f". Telling the clients or verifying it failed: {e}"
@@ -227,6 +271,28 @@ class Session:
             self._note(request_log.DONE)
         except StoreError:
             log.exception("request %d is served, but that could not be noted", row.id)
+
+    def _verified(self) -> tuple[ClassScores, ClassScores]:
+        """Scores of the model afterwards, as `ForgetResult` has them."""
+        if self.request.kind != "classes":
+            data = ask_data_scores(self.panel, self.result.state, None)
+            return data.forget[0], data.held[0]
+        scored = ask_scores(self.panel, [self.result.state], None)
+        after = scored.rows[0][0].forget, scored.rows[0][0].retain
+        self._contradict(after, scored)
+        return after
+
+    def _contradict(self, after: tuple[ClassScores, ClassScores], scored: Scored) -> None:
+        r, p = self.result, self.progress
+        if p.expected is not None and digest_of(r.state) != p.expected:
+            return  # training went on before the server was back: it is another model
+        chosen = p.candidate() if scored.clients == p.scored[0] else None
+        votes = scored.votes or Votes(self.request.classes)
+        r.contradictions = contradictions(chosen, p.promised, after, votes, self.settings)
+        if r.contradictions:
+            what = "; ".join(r.contradictions[:3])
+            r.message += f". The verification contradicts what this was decided by: {what}"
+            log.warning("request %d: %s", p.row.id, "; ".join(r.contradictions))
 
     def _recall_commit(self) -> None:
         """What the server that decided died too early to note."""

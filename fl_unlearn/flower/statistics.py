@@ -116,6 +116,8 @@ def _sums(arrays: ArrayRecord, number: int, width: int, counts: dict[int, int]) 
         if tuple(array.shape) != shape:
             raise AnswerError(f"the statistics' {key!r} is {list(array.shape)}, not {list(shape)}")
         tensors[key] = records.tensor_of(key, array)
+        if tensors[key].dtype != torch.float64:
+            raise AnswerError(f"the statistics' {key!r} is {tensors[key].dtype}; float64 is needed")
     try:
         sums = LayerSums.from_tensors(counts, tensors)
         sums.validate()

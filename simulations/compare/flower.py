@@ -12,8 +12,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_unlearn.flower import records
-from fl_unlearn.flower.client import partition_name
 from fl_unlearn.flower.exchange import match
+from fl_unlearn.flower.naming import partition_name
 from fl_unlearn.types import AnswerError, ForgetRequest, UnlearnError
 from simulations.compare import messages
 from strategies import tasks

@@ -1,0 +1,1 @@
+"""existing_client_fn: A Flower / PyTorch app."""

@@ -1,0 +1,1 @@
+"""existing_pytorch: A Flower / PyTorch app."""

@@ -1,0 +1,1 @@
+"""A Flower app with very many clients, each with a few pictures."""

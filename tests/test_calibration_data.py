@@ -1,0 +1,100 @@
+"""What is decided where a client's data or samples are to be forgotten, and with which settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fl_unlearn.calibration_data import DATA, choose_for_data, judge_data, like_labels, named, settings_for
+from fl_unlearn.types import (
+    ClassScores,
+    ForgetRequest,
+    NotEnoughAnswersError,
+    SettingsError,
+    UnlearnSettings,
+)
+
+
+def scores(correct: int, loss: float = 0.0) -> ClassScores:
+    return ClassScores({0: correct}, {0: 100}, {0: loss})
+
+
+GRID = UnlearnSettings(candidates=(1.0, 2.0, 3.0), dampenings=(1.0,), max_retain_drop=0.015)
+
+
+def chosen(forget: list[int], held: list[int], like: float = 0.9) -> Any:
+    return choose_for_data([scores(c) for c in forget], [scores(c) for c in held], like, GRID)
+
+
+def test_what_takes_most_at_no_more_than_the_accepted_cost_is_chosen() -> None:
+    assert chosen([100, 20, 60, 80], [90, 70, 89, 90]).threshold == 2.0
+    assert chosen([100, 20, 60, 60], [90, 70, 89, 90]).threshold == 3.0, "as much for less"
+    assert chosen([100, 91, 95, 99], [90, 90, 90, 90]).threshold == 1.0
+
+
+def test_what_leaves_more_than_is_known_of_unseen_samples_is_refused() -> None:
+    why = chosen([100, 20, 92, 95], [90, 70, 90, 90])
+    assert why.startswith("clients measure 100.0% on what is to be forgotten, and 90.0% on held-out samples")
+    assert "the candidate that takes most leaves 92.0%" in why
+    assert "no candidate is left" in chosen([100, 20, 30, 40], [90, 70, 70, 70])
+    assert "takes most leaves 80.0%" in chosen([80, 80, 80, 80], [90, 90, 90, 90]), "nothing was taken away"
+
+
+def test_a_forced_threshold_is_taken_whatever_it_costs() -> None:
+    settings = UnlearnSettings(threshold=2.0, force=True)
+    got = choose_for_data([scores(100), scores(99)], [scores(90), scores(10)], 0.5, settings)
+    assert (got.threshold, got.passed) == (2.0, False)
+
+
+def test_like_labels_weighs_the_held_out_samples_by_the_forget_set() -> None:
+    forget = ClassScores({0: 5, 1: 5, 2: 5}, {0: 30, 1: 10, 2: 60}, {0: 0, 1: 0, 2: 0})
+    held = ClassScores({0: 1, 1: 4, 3: 0}, {0: 2, 1: 4, 3: 9}, {0: 0, 1: 0, 3: 0})
+    assert like_labels(forget, held) == pytest.approx((30 * 0.5 + 10 * 1.0) / 40)
+    with pytest.raises(
+        NotEnoughAnswersError, match=r"held-out samples of the forget set's labels \[0, 1, 2\]"
+    ):
+        like_labels(forget, ClassScores({3: 0}, {3: 9}, {3: 0.0}))
+
+
+def test_candidates_are_judged_by_held_out_samples_and_by_what_is_like_them() -> None:
+    got = judge_data([scores(c) for c in (100, 20, 92, 80)], [scores(c) for c in (90, 70, 90, 91)], 0.9, GRID)
+    assert [(c.threshold, c.forget_accuracy, c.retain_accuracy) for c in got] == [
+        (1.0, 0.2, 0.7),
+        (2.0, 0.92, 0.9),
+        (3.0, 0.8, 0.91),
+    ]
+    assert [(c.passed, c.everywhere) for c in got] == [(False, True), (False, False), (True, True)]
+    assert [c.cost for c in got] == pytest.approx([0.2, 0.0, 0.0])
+    with pytest.raises(NotEnoughAnswersError, match="held-out data"):
+        judge_data([scores(1)] * 4, [ClassScores()] * 4, 0.5, GRID)
+    with pytest.raises(NotEnoughAnswersError, match="forgotten data"):
+        judge_data([ClassScores()] * 4, [scores(1)] * 4, 0.5, GRID)
+
+
+CLIENT, SAMPLES = ForgetRequest(clients=("a", "b")), ForgetRequest(samples={"a": (1, 2), "b": ("key",)})
+
+
+@pytest.mark.parametrize("request_", [CLIENT, SAMPLES])
+def test_what_is_left_at_its_default_is_as_was_measured_for_data(request_: ForgetRequest) -> None:
+    got = settings_for(request_, UnlearnSettings())
+    assert {name: getattr(got, name) for name in DATA} == DATA
+    assert settings_for(request_, got) == got
+    own = UnlearnSettings(fisher_scope="head.*", candidates=(2.0,), timeout=3.0)
+    got = settings_for(request_, own)
+    assert (got.fisher_scope, got.candidates, got.timeout) == ("head.*", (2.0,), 3.0)
+    assert (got.merge_rule, got.dampenings, got.max_retain_drop) == ("mean", (1.0, 0.1), 0.01)
+    with pytest.raises(SettingsError, match=r"only classes can be erased .* got 'auto'"):
+        settings_for(request_, UnlearnSettings.preset("deep"))
+
+
+def test_settings_for_classes_stay() -> None:
+    deep = UnlearnSettings.preset("deep")
+    assert settings_for(ForgetRequest((3,)), deep) is deep
+
+
+def test_requests_in_words_do_not_name_samples() -> None:
+    assert named(ForgetRequest((1, 3))) == "class 1, 3"
+    assert named(ForgetRequest((3,), ("4",))) == "class 3 of client 4"
+    assert named(CLIENT) == "all data of client a, b"
+    assert named(SAMPLES) == "2 samples of client a, 1 sample of client b"
