@@ -54,8 +54,8 @@ class Defence:
         """Why these settings make no sense, or None."""
         if self.clip is not None and not (math.isfinite(self.clip) and self.clip >= 1):
             return f"defence: clip must be None or a finite number from 1 up, got {self.clip!r}"
-        if not self.weight >= 1:
-            return f"defence: weight must be at least 1 (inf: no bound), got {self.weight!r}"
+        if not (math.isfinite(self.weight) and self.weight >= 1):  # JSON, which keeps it, knows no infinity
+            return f"defence: weight must be a finite number from 1 up (1e9: no bound), got {self.weight!r}"
         if self.reference_rule not in REFERENCE_RULES:
             known = ", ".join(REFERENCE_RULES)
             return f"defence: reference_rule must be one of {known}; got {self.reference_rule!r}"

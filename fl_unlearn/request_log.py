@@ -123,6 +123,12 @@ class RequestLog:
         if phase not in UNFINISHED:
             shutil.rmtree(self.folder / str(id_), ignore_errors=True)
 
+    def add_fact(self, id_: int, name: str, value: Any) -> None:
+        """Note one thing beside what a request's phases note; it stays when the request is given up."""
+        with self.umig.transaction():
+            facts = json.dumps({**self.row(id_).facts, name: value})
+            self._execute("UPDATE request SET facts = ? WHERE id = ?", facts, id_)
+
     def give_up(self, id_: int) -> None:
         """Leave a request that was interrupted as it stands; ``start()`` no longer waits for it."""
         self.note(id_, FAILED)

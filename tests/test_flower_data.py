@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,14 @@ def test_without_held_out_samples_it_is_refused_in_words(tmp_path: Path) -> None
     assert not outcome.committed
     assert outcome.message.startswith("refused: a client's data and single samples can only be judged")
     assert "let `data` return (training, held-out)" in outcome.message
+
+
+def test_bounds_that_are_about_classes_say_nothing_of_a_clients_data(tmp_path: Path) -> None:
+    strategy, network, _ = trained(tmp_path)
+    settings = replace(FORCED, fisher_scope=" head")  # "head" itself is the default: "all" takes its place
+    result = forget(network, ONE, strategy.store, settings=settings)
+    assert result.committed
+    assert result.failed == {}
 
 
 def test_only_classes_can_be_erased(tmp_path: Path) -> None:

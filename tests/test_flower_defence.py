@@ -11,16 +11,28 @@ import federation as fed
 import pytest
 import torch
 from federation_checks import THREE, files, unchanged
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
+from restarts import after_phase, killed
 
 from fl_unlearn import request_log
 from fl_unlearn.budget import spent
+from fl_unlearn.calibration import Candidate
 from fl_unlearn.defence import OFF, Defence
 from fl_unlearn.flower import records
+from fl_unlearn.flower.double_check import contradictions
 from fl_unlearn.flower.progress import Progress
 from fl_unlearn.flower.session import forget
+from fl_unlearn.privacy import Privacy
 from fl_unlearn.run_store import RunStore
-from fl_unlearn.types import ForgetRequest, NotEnoughAnswersError, UnlearnSettings, UpdateError
+from fl_unlearn.types import (
+    ClassScores,
+    ForgetRequest,
+    NotEnoughAnswersError,
+    SettingsError,
+    UnlearnSettings,
+    UpdateError,
+)
+from fl_unlearn.vote import Votes
 
 Lie = Callable[[RecordDict, RecordDict], None]
 
@@ -216,6 +228,74 @@ def test_what_the_verification_contradicts_is_said_and_recorded(store: RunStore)
     assert "verification contradicts" in result.message
     entry = next(e for e in store.audit.entries() if e.kind == "contradicted")
     assert entry.body["what"] == list(result.contradictions)
+
+
+def test_a_client_that_leaves_is_no_contradiction(store: RunStore) -> None:
+    def after_commit(question: Message, reply: Message) -> Message | None:
+        if question.metadata.message_type != f"query.{records.SCORE}" or question.metadata.dst_node_id != 100:
+            return reply
+        if not records.list_of(question.content.config_records[records.HEAD], "thresholds"):
+            return None
+        scores_say(lambda label, n: 0)(question.content, reply.content)  # its data is unlike all others'
+        return reply
+
+    result = forget(fed.grid(after_commit), ForgetRequest((3,)), store)
+    assert result.committed
+    assert result.after is not None
+    now = result.after[1].accuracy()
+    assert now is not None
+    assert now > max(c.retain_accuracy for c in result.candidates) + 0.15
+    assert result.contradictions == ()
+
+
+def test_another_model_is_no_contradiction(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.folder
+    store.close()
+
+    def work() -> None:
+        after_phase("committed")(monkeypatch)
+        with RunStore(folder) as own:
+            forget(fed.grid(), ForgetRequest((3,)), own)
+
+    assert killed(work)
+    monkeypatch.undo()
+    trained_on = ArrayRecord(fed.build_model().state_dict())
+    with RunStore(folder) as own:
+        result = forget(fed.grid(), ForgetRequest((3,)), own, current=trained_on)
+    assert result.committed
+    assert result.after is not None
+    assert result.contradictions == ()
+
+
+def test_lies_are_seen_through_after_a_crash(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store.folder
+    store.close()
+
+    def work() -> None:
+        after_phase("committed")(monkeypatch)
+        with RunStore(folder) as own:
+            forget(fed.grid(), ForgetRequest((3,)), own)
+
+    assert killed(work)
+    monkeypatch.undo()
+    with RunStore(folder) as own:
+        result = serve(own, {records.SCORE: LOST}, {101})
+    assert any("client 1 said" in what for what in result.contradictions)
+
+
+def test_masked_sums_are_compared_among_the_same_clients() -> None:
+    chosen = Candidate(1.0, 1.0, 0.0, 0.8, 0.0, 0.0, 0.0, 0.0, passed=True, everywhere=True)
+    after = (ClassScores({3: 0}, {3: 30}, {3: 0.0}), ClassScores({-1: 200}, {-1: 200}, {-1: 0.0}))
+    masked = UnlearnSettings(privacy=Privacy(masked=True))
+    noisy = UnlearnSettings(privacy=Privacy(score_noise=1.0))
+    assert len(contradictions(chosen, {}, after, Votes([3]), masked)) == 1
+    assert contradictions(None, {}, after, Votes([3]), masked) == ()  # another client answered, or one less
+    assert contradictions(chosen, {}, after, Votes([3]), noisy) == ()
+
+
+def test_a_bound_that_json_cannot_hold_is_refused() -> None:
+    with pytest.raises(SettingsError, match="weight must be a finite number"):
+        UnlearnSettings(defence=Defence(weight=float("inf")))
 
 
 # --------------------------------------------------------------------------- budgets

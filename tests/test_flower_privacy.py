@@ -9,11 +9,13 @@ import pytest
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from restarts import die, killed
 
 from fl_unlearn import ForgetRequest, UnlearnSettings
 from fl_unlearn.flower import attach, forget, records
 from fl_unlearn.flower.own_privacy import SUM
-from fl_unlearn.privacy import Privacy
+from fl_unlearn.privacy import Privacy, epsilon
+from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import NotEnoughAnswersError, RequestError
 
 THREE = ForgetRequest(classes=(3,))
@@ -181,3 +183,32 @@ def test_nonsense_in_a_sum_is_not_added(tmp_path: Path) -> None:
     settings = UnlearnSettings(privacy=Privacy(noise=0.01), dampenings=(1.0,))
     result = forget(network, THREE, strategy.store, settings=settings)
     assert result.failed == {"0": "the sum has values that are not finite numbers"}
+
+
+def test_what_a_request_that_failed_let_out_counts(tmp_path: Path) -> None:
+    strategy, network, _ = fed.trained(tmp_path)
+    lost = UnlearnSettings(privacy=Privacy(noise=50.0, clip=0.5), dampenings=(1.0,))
+    with pytest.raises(RequestError, match="lost in their noise"):
+        forget(network, THREE, strategy.store, settings=lost)
+    quiet = UnlearnSettings(privacy=Privacy(noise=0.5, clip=0.5), dampenings=(1.0,), min_answers=1.0)
+    network.tamper = Watch(drop=104)
+    with pytest.raises(NotEnoughAnswersError):  # the other four have answered all the same
+        forget(network, THREE, strategy.store, settings=quiet)
+    settings = UnlearnSettings(privacy=Privacy(noise=0.02, clip=0.5), dampenings=(1.0,), merge_rule="mean")
+    result = forget(network, THREE, strategy.store, settings=settings)
+    assert result.privacy["multipliers"] == [0.02, 0.02]
+    everything = (50.0, 50.0, 0.5, 0.5, 0.02, 0.02)
+    assert result.privacy["epsilon_so_far"] == epsilon(everything, settings.privacy.delta)
+
+
+def test_what_was_asked_for_before_a_request_begins_anew_counts(tmp_path: Path) -> None:
+    def work() -> None:
+        strategy, network, _ = fed.trained(tmp_path)
+        network.tamper = lambda request, reply: die() if request.metadata.dst_node_id == 102 else reply
+        forget(network, THREE, strategy.store, settings=settings)
+
+    settings = UnlearnSettings(privacy=Privacy(noise=0.02, clip=0.5), dampenings=(1.0,), merge_rule="mean")
+    assert killed(work)
+    with RunStore(tmp_path) as store:
+        result = forget(fed.grid(), THREE, store, settings=settings)
+    assert result.privacy["multipliers"] == [0.02] * 4

@@ -235,7 +235,7 @@ def test_wild_scores(head: dict[str, Any]) -> None:
         assert all(0 <= v < float("inf") for v in s.loss.values())
 
 
-@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), 1.7e308])
 def test_losses_are_finite(bad: float) -> None:
     spoilt = ConfigRecord(
         {**records.write_scores("a", SCORES, 1.0)[records.HEAD], "loss": [0.0] * 11 + [bad]}

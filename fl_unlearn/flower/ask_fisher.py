@@ -65,7 +65,8 @@ def ask_fisher(
         panel.plausible(client, sum(sums.counts.values()))
         about = (tuple(sums.names), sums.num_classes)
         if about not in gathers:
-            head = s.fisher_scope.strip() == "head"
+            # The group of what is named otherwise is no class, and the bounds of a head are about classes.
+            head = s.fisher_scope.strip() == "head" and request.kind == "classes"
             gathers[about] = FisherGather(s.merge_rule, s.defence, panel.examples, head=head)
         gathers[about].add(client, sums)
         kept += records.from_ledger(reply)
@@ -102,10 +103,10 @@ def _ask_sum(panel: Panel, content: RecordDict, model: Signature) -> PooledFishe
         said = {"names": json.dumps(names), "classes": str(classes)}
         return length(groups, {n: model[n].shape for n in names}), said
 
+    if s.privacy.noise:
+        panel.release(s.privacy.noise, s.privacy.noise)  # the sums, and the counts
     summed = ask_sum(panel, "Fisher", records.FISHER, content, read)
     panel.answered = summed.clients
-    if s.privacy.noise:
-        panel.released += [s.privacy.noise] * 2  # the sums, and the counts
     deviation = s.privacy.noise * math.sqrt(len(summed.clients))
     pooled = PooledFisher(
         summed.total,

@@ -105,9 +105,9 @@ def _ask_sum(panel: Panel, content: RecordDict, models: int, candidates: int) ->
         records.read_head(reply)
         return size, {}
 
-    summed = ask_sum(panel, "scoring", records.SCORE, content, read)
     if privacy.score_noise:
-        panel.released.append(privacy.score_noise)
+        panel.release(privacy.score_noise)
+    summed = ask_sum(panel, "scoring", records.SCORE, content, read)
     values = summed.total.round().astype(int).reshape(-1, 2)
     total = [max(0, int(n)) for n in values[0]]
     tallies = []

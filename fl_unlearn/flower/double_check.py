@@ -76,34 +76,44 @@ def contradictions(
     """Where the measurements after a commit contradict those that it was decided by, in words.
 
     Differences count from `Defence.contradiction` up, and beyond three standard deviations of what another
-    sample of the same data would give: loaders may shuffle.
+    sample of the same data would give: loaders may shuffle. Only what the same clients said is compared, one
+    by one and all together; of scores with noise nothing is, for the noise differs too.
 
     Args:
-        chosen: What was committed, as calibration measured it; None where that is not known any more.
+        chosen: What was committed, as calibration measured it; None where that is not known any more, or is
+            of other clients than the sums now. Only looked at where nobody's own word is known.
         promised: What each client said of it then, as `Votes.said` gives it.
         after: The sums now, on the forgotten and the retained data.
         votes: What each client says now.
         settings: How the request was served.
     """
     out, tolerance = [], settings.defence.contradiction
-    if chosen is not None:
-        pairs = zip(
-            ("forgotten", "retained"),
-            (chosen.forget_accuracy, chosen.retain_accuracy),
-            after,
-            strict=True,
-        )
-        for what, before, scores in pairs:
-            now, samples = scores.accuracy(), sum(scores.total.values())
-            if now is not None and differs((before, samples), (now, samples), tolerance):
-                out.append(f"{before:.1%} on the {what} data was promised, {now:.1%} is measured")
+    if settings.privacy.score_noise:
+        return ()
     now_said = votes.said(0)
-    for client in sorted(set(promised) & set(now_said)):
+    same = sorted(set(promised) & set(now_said))
+    for i, what in enumerate(("forgotten", "retained")):
+        if promised:
+            then, now = (_together([said[c][i] for c in same]) for said in (promised, now_said))
+        elif chosen is not None:
+            samples = sum(after[i].total.values())
+            then = (chosen.retain_accuracy if i else chosen.forget_accuracy, samples)
+            now = (after[i].accuracy() or 0.0, samples)
+        else:
+            continue
+        if differs(then, now, tolerance):
+            out.append(f"{then[0]:.1%} on the {what} data was promised, {now[0]:.1%} is measured")
+    for client in same:
         both = zip(("forgotten", "retained"), promised[client], now_said[client], strict=True)
         for what, (before, n), said in both:
-            then: Said = (float(before), int(n))
-            if differs(then, said, tolerance):
+            if differs((float(before), int(n)), said, tolerance):
                 out.append(
                     f"client {client} said {before:.1%} on its {what} data before, and now {said[0]:.1%}"
                 )
     return tuple(out)
+
+
+def _together(said: Sequence[Sequence[float]]) -> Said:
+    """What several clients say, as one."""
+    samples = sum(int(n) for _, n in said)
+    return (sum(accuracy * n for accuracy, n in said) / samples if samples else 0.0, samples)

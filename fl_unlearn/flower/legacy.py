@@ -319,7 +319,7 @@ class _Core(UnlearningStrategy):
 
 def _grid(clients: ClientManager, timeout: float) -> Grid:
     if not clients.all():
-        clients.wait_for(1, int(timeout))
+        clients.wait_for(1, int(min(timeout, 2**31)))
     return _grid_of(clients.all().values())
 
 

@@ -43,7 +43,8 @@ class Panel:
         failed: Client to the reason why an answer of it could not be used; measuring is not counted here.
         silent: Clients that did not answer some phase in time; the same.
         answered: Those whose sums the Fisher phase added, where these came as one sum.
-        released: Noise multipliers of what each client has let out with noise.
+        released: Noise multipliers of what each client was asked to let out with noise, ever of this request.
+        on_release: Called with these when there are more, before the clients are asked.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Panel:
         self.silent: set[str] = set()
         self.answered: list[str] = []
         self.released: list[float] = []
+        self.on_release: Callable[[Sequence[float]], None] = lambda released: None
 
     def wait_for_clients(self) -> None:
         """Wait until enough clients are connected.
@@ -81,6 +83,11 @@ class Panel:
                 )
             time.sleep(0.2)
         self.nodes = sorted(nodes)
+
+    def release(self, *multipliers: float) -> None:
+        """Note noisy answers that are about to be asked for: what is asked may come, whatever goes wrong."""
+        self.released += multipliers
+        self.on_release(self.released)
 
     def label(self, node: int) -> str:
         """The client's name, or a stand-in."""

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 BASE = "base.safetensors"
 """What the Fisher phase leaves: the update of which all candidates are variants."""
+RELEASED = "released"
 
 
 def take_up(
@@ -83,6 +84,12 @@ def decision_of(store: RunStore, row: RequestRow) -> Operation | None:
     return next((o for o in store.operations.all() if o.request.get("request") == row.id), None)
 
 
+def released(row: RequestRow) -> list[float]:
+    """Noise multipliers of all that clients were asked for because of a request, whatever became of it."""
+    older = (row.facts.get("privacy") or {}).get("multipliers", [])
+    return list(row.facts.get(RELEASED, older))
+
+
 def _alike(then: dict[str, Any], now: UnlearnSettings) -> bool:
     """Whether two settings serve a request alike; how many clients to wait for depends on the moment.
 
@@ -108,7 +115,9 @@ class Progress:
         chosen: Threshold and dampening chosen by calibration; None before.
         scored: How many clients scored the candidates, of how many.
         scored_update: Digest of the chosen update as they scored it; None before.
+        expected: Digest of the current model with that update, about which they said it; None before.
         promised: What each of them said of it, as `Votes.said` gives it.
+        released: Noise multipliers of all that clients were asked for, what came to nothing included.
         behind: Whether the current model is the one from before that decision, and lacks its update.
     """
 
@@ -120,14 +129,16 @@ class Progress:
         state: dict[str, torch.Tensor],
     ) -> None:
         self.store, self.row = store, row
-        self.models, self.model = len(store.umig), _digest_of(state)
+        self.models, self.model = len(store.umig), digest_of(state)
         self.decision = decision_of(store, row)
         self.base = None if self.decision else self._kept_base()
         self.result = ForgetResult(row.request, settings)
         self.chosen: tuple[float, float] | None = None
         self.scored, self.behind = (0, 0), False
         self.scored_update: str | None = None
+        self.expected: str | None = None
         self.promised: Mapping[str, Sequence[Sequence[float]]] = {}
+        self.released = released(row)
         if self.decision or self.base:
             self.result = from_facts(store, row, settings)
             self.behind = self.decision is not None and row.facts["model"] == self.model
@@ -135,7 +146,7 @@ class Progress:
             self.models, self.scored = row.facts["models"], tuple(row.facts["scored"])
             self.chosen = tuple(row.facts["chosen"]) if row.facts["chosen"] else None
             self.scored_update = row.facts.get("scored_update")
-            self.promised = row.facts.get("promised", {})
+            self.expected, self.promised = row.facts.get("expected"), row.facts.get("promised", {})
 
     @property
     def resumed(self) -> bool:
@@ -155,6 +166,7 @@ class Progress:
         facts = {**to_facts(self.result), "models": self.models, "model": self.model}
         facts |= {"chosen": self.chosen, "scored": self.scored}
         facts |= {"scored_update": self.scored_update, "promised": self.promised}
+        facts |= {"expected": self.expected, RELEASED: self.released}
         with self.store.audit.transaction():
             self.store.runs.requests.note(self.row.id, phase, facts)
             if phase == request_log.REFUSED:
@@ -164,6 +176,11 @@ class Progress:
                 self.store.audit.append("contradicted", said)
             if phase == request_log.DONE:
                 self.store.audit.append("verified", {"request": self.row.id, **self._measured()})
+
+    def release(self, multipliers: Sequence[float]) -> None:
+        """Note what clients are about to be asked for: a request that fails has cost them no less."""
+        self.released = list(multipliers)
+        self.store.runs.requests.add_fact(self.row.id, RELEASED, self.released)
 
     def _measured(self) -> dict[str, Any]:
         """What the clients measured on the current model: shares and numbers of samples; None: nothing."""
@@ -194,7 +211,7 @@ class Progress:
             return None
 
 
-def _digest_of(state: dict[str, torch.Tensor]) -> str:
+def digest_of(state: dict[str, torch.Tensor]) -> str:
     """SHA-256 over names and values."""
     sha = hashlib.sha256()
     for name, array in records.to_arrays(state).items():

@@ -7,7 +7,6 @@ finiteness, sign and size, and raises before anything is used.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -46,6 +45,8 @@ UPDATES = "unlearn.updates"
 MAX_NAME = 150
 MAX_COUNT = 10**12
 MAX_CLASSES = 10**7
+MAX_LOSS = 1e200
+"""Of one client's summed loss: losses are added, and a sum must stay finite whatever clients say."""
 
 
 # --------------------------------------------------------------------------- tensors
@@ -281,8 +282,8 @@ def read_scores(content: RecordDict, *, models: int, candidates: int) -> list[li
         nats = loss[i * width : (i + 1) * width]
         if any(not 0 <= r <= n for r, n in zip(right, total, strict=True)):
             raise AnswerError("the scores count more correct samples than there are, or fewer than none")
-        if any(not 0 <= v < math.inf for v in nats):
-            raise AnswerError("the scores have a loss that is negative or not a finite number")
+        if any(not 0 <= v <= MAX_LOSS for v in nats):
+            raise AnswerError("the scores have a loss that is negative or not a finite number to add")
         out.append(
             ClassScores(
                 dict(zip(labels, right, strict=True)),

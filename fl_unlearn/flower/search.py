@@ -12,7 +12,7 @@ from fl_unlearn import evidence, request_log
 from fl_unlearn.calibration import Candidate, choose, explain_refusal, judge, measured
 from fl_unlearn.calibration_data import choose_data, judge_data, like_labels
 from fl_unlearn.caps import capped
-from fl_unlearn.dampen import DampeningUpdate, build_update
+from fl_unlearn.dampen import DampeningUpdate, apply_update, build_update
 from fl_unlearn.erasing import erased, find_erasures
 from fl_unlearn.flower.ask_data_scores import ask_data_scores
 from fl_unlearn.flower.ask_fisher import ask_fisher
@@ -22,7 +22,7 @@ from fl_unlearn.flower.double_check import caps_of, head_of
 from fl_unlearn.flower.exchange import unidentified
 from fl_unlearn.flower.names import remember
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress
+from fl_unlearn.flower.progress import Progress, digest_of
 from fl_unlearn.flower.result import ForgetResult
 from fl_unlearn.gather import FisherGather
 from fl_unlearn.pooled import PooledFisher
@@ -184,13 +184,15 @@ class Search:
         if isinstance(chosen, str):
             r.message = f"refused: {chosen}"
             return None
-        if base.variant(chosen.threshold, chosen.dampening).empty:
+        update = base.variant(chosen.threshold, chosen.dampening)
+        if update.empty:
             r.message = (
                 f"refused: the chosen update (t = {chosen.threshold:g}) changes no value, so nothing was "
                 f"changed. Clients measure {chosen.forget_accuracy:.1%} on the forgotten data as it is"
             )
             return None
         self.progress.chosen = (chosen.threshold, chosen.dampening)
-        self.progress.scored_update = base.variant(*self.progress.chosen).digest
+        self.progress.scored_update = update.digest
+        self.progress.expected = digest_of(apply_update(self.state, update))
         self.note(request_log.CALIBRATED)
         return chosen

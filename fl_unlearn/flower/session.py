@@ -26,14 +26,14 @@ from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.evidence import check_named
 from fl_unlearn.flower import records
 from fl_unlearn.flower.ask_data_scores import ask_data_scores
-from fl_unlearn.flower.ask_scores import ask_scores
+from fl_unlearn.flower.ask_scores import Scored, ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.double_check import check_commit, contradictions
 from fl_unlearn.flower.exchange import Exchange, unidentified
 from fl_unlearn.flower.measuring import measure_both
 from fl_unlearn.flower.names import recall
 from fl_unlearn.flower.panel import Panel
-from fl_unlearn.flower.progress import Progress, decision_of, fail, take_up
+from fl_unlearn.flower.progress import Progress, decision_of, digest_of, fail, released, take_up
 from fl_unlearn.flower.recovery import refresh_snapshot
 from fl_unlearn.flower.result import ForgetResult, describe
 from fl_unlearn.flower.search import Search
@@ -138,6 +138,7 @@ class Session:
         exchange = Exchange(grid, settings.timeout)
         self.panel = Panel(exchange, self.request, settings, store.examples(), ignored, targets)
         self.panel.remembered = recall(store)
+        self.panel.released, self.panel.on_release = list(self.progress.released), self.progress.release
 
     def run(self) -> ForgetResult:
         """Serve it.
@@ -220,16 +221,14 @@ class Session:
         r.failed = {**earlier.failed, **self.panel.failed}
         r.silent = tuple(sorted({*earlier.silent, *self.panel.silent}))
         if self.settings.privacy != Privacy():
-            released = [*earlier.privacy.get("multipliers", ()), *self.panel.released]
-            r.privacy = cost(released, self._released_before(), self.settings.privacy)
+            r.privacy = cost(self.panel.released, self._released_before(), self.settings.privacy)
         r.wall_seconds = earlier.wall_seconds + time.perf_counter() - self._started
         r.client_seconds = earlier.client_seconds + x.client_seconds
         r.bytes_up, r.bytes_down = earlier.bytes_up + x.bytes_up, earlier.bytes_down + x.bytes_down
 
     def _released_before(self) -> list[float]:
         rows = self.store.runs.requests.all()
-        facts = (row.facts.get("privacy") or {} for row in rows if row.id != self.progress.row.id)
-        return [z for fact in facts for z in fact.get("multipliers", ())]
+        return [z for row in rows if row.id != self.progress.row.id for z in released(row)]
 
     def _record(self, chosen: Candidate) -> dict[str, Any]:
         asked = {} if self.requester is None else {REQUESTER: self.requester}
@@ -280,12 +279,16 @@ class Session:
             return data.forget[0], data.held[0]
         scored = ask_scores(self.panel, [self.result.state], None)
         after = scored.rows[0][0].forget, scored.rows[0][0].retain
-        self._contradict(after, scored.votes or Votes(self.request.classes))
+        self._contradict(after, scored)
         return after
 
-    def _contradict(self, after: tuple[ClassScores, ClassScores], votes: Votes) -> None:
+    def _contradict(self, after: tuple[ClassScores, ClassScores], scored: Scored) -> None:
         r, p = self.result, self.progress
-        r.contradictions = contradictions(p.candidate(), p.promised, after, votes, self.settings)
+        if p.expected is not None and digest_of(r.state) != p.expected:
+            return  # training went on before the server was back: it is another model
+        chosen = p.candidate() if scored.clients == p.scored[0] else None
+        votes = scored.votes or Votes(self.request.classes)
+        r.contradictions = contradictions(chosen, p.promised, after, votes, self.settings)
         if r.contradictions:
             what = "; ".join(r.contradictions[:3])
             r.message += f". The verification contradicts what this was decided by: {what}"
