@@ -36,6 +36,18 @@ def command(folder: Path, *options: str) -> list[str]:
     ]
 
 
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the demonstration; an interrupted test lets it stop what it started, which a SIGKILL would not."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        output, errors = process.communicate()
+    except BaseException:
+        process.terminate()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 def processes_of(folder: Path) -> list[str]:
     """Command lines of running processes that name a folder."""
     listing = subprocess.run(["ps", "-axww", "-o", "args="], capture_output=True, text=True, check=True)
@@ -44,7 +56,7 @@ def processes_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("options", [[], ["--insecure"]], ids=["tls", "insecure"])
 def test_the_demonstration(tmp_path: Path, options: list[str]) -> None:
-    done = subprocess.run(command(tmp_path, *options), capture_output=True, text=True, check=False)
+    done = run(command(tmp_path, *options))
     assert done.returncode == 0, done.stderr
     outcome: dict[str, Any] = json.loads(done.stdout)
     folder = Path(outcome["folder"])
@@ -64,7 +76,7 @@ def test_the_demonstration(tmp_path: Path, options: list[str]) -> None:
 
 def test_a_request_that_cannot_be_served_is_a_failure(tmp_path: Path) -> None:
     options = ["--insecure", "--supernodes", "2", "--rounds", "1", "--forget", "12"]
-    done = subprocess.run(command(tmp_path, *options), capture_output=True, text=True, check=False)
+    done = run(command(tmp_path, *options))
     assert done.returncode == 1
     assert "unknown class 12" in " ".join(json.loads(done.stdout)["problems"])
     assert processes_of(tmp_path) == []
