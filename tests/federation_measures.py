@@ -75,5 +75,5 @@ def page(outcome: ForgetResult, store: RunStore, folder: Path) -> str:
     paths = write_report(report, folder / "report")
     plain = json.loads(paths["report.json"].read_text())
     assert UnlearnReport.from_json(plain) == report
-    assert plain["schema_version"] == "1.1"
+    assert plain["schema_version"] == "1.2"
     return paths["report.md"].read_text()

@@ -44,6 +44,7 @@ def test_what_each_operation_leaves(tmp_path: Path) -> None:
         *("created", "key", "noted", "recorded", "recorded", "recorded", "noted"),
         *("request", "kept", "decided", "applied", "receipt", "verified", "identified", "identified"),
         *("request", "kept", "decided", "applied", "receipt", "verified", "pruned", "receipt"),
+        *("document", "document"),
     ]
     by_kind = {e.kind: e.body for e in reversed(entries)}  # the first of each kind
     with RunStore(template.earlier[0], read_only=True) as first:

@@ -158,7 +158,7 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path, command, make):
     before = listing(tmp_path)
     result = run(command[0], *command[1:], path, code=2)
     assert result.stdout == ""
-    assert str(path.name) in result.stderr
+    assert str(path.name) in "".join(c for c in result.stderr if c not in " \n│")  # long paths are broken
     assert listing(tmp_path) == before
 
 

@@ -40,9 +40,9 @@ def test_the_mean_matches_the_slow_reference(given_models):
     assert list(mean) == list(slow)
     for name, tensor in mean.items():
         assert tensor.dtype == slow[name].dtype
-        torch.testing.assert_close(
-            tensor, slow[name], rtol=1e-2 if tensor.itemsize == 2 else 1e-6, atol=1e-12
-        )
+        # A mean of whole numbers that lies between two, but for its last bit, may be rounded to either.
+        atol = 1e-12 if tensor.is_floating_point() else 1
+        torch.testing.assert_close(tensor, slow[name], rtol=1e-2 if tensor.itemsize == 2 else 1e-6, atol=atol)
 
 
 def test_known_means():
