@@ -59,7 +59,7 @@ def test_every_variant_keeps_to_the_cap(seed: int) -> None:
     [
         ({"clip": 0.5}, "clip must be None or"),
         ({"clip": float("nan")}, "clip must be None or"),
-        ({"weight": 0.0}, "weight must be at least 1"),
+        ({"weight": 0.0}, "weight must be a finite number from 1 up"),
         ({"reference_rule": "mode"}, "reference_rule must be one of mean, median"),
         ({"row_share": 0.0}, "row_share must be above 0"),
         ({"tensor_share": 1.5}, "tensor_share must be above 0"),
