@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import safetensors
 import torch
 
 from fl_unlearn.dampen import DampeningUpdate, change_flat
@@ -137,9 +138,10 @@ def _open(data: bytes) -> tuple[dict[str, TensorSpec], _ChangeFn]:
 def _open_safetensors(data: bytes) -> tuple[dict[str, TensorSpec], _ChangeFn]:
     try:
         layout = parse(data, len(data), "it")
-    except CorruptCheckpointError as e:
+        safetensors.deserialize(data)  # type: ignore[no-untyped-call]  # what nobody can load is no copy
+    except (CorruptCheckpointError, safetensors.SafetensorError) as e:
         raise CopyError(
-            "it is neither a safetensors file nor one that torch.save wrote, or it is truncated"
+            "it is neither a safetensors file nor one that torch.save wrote, or it is truncated or damaged"
         ) from e
 
     def change(changes: Mapping[str, Change]) -> bytes:

@@ -38,6 +38,7 @@ class DocumentStatus:
         message: The same in a sentence, or what came of it.
         request: Number of the request that was made for it, as in the audit log; None before one was.
         target: Classes, clients and samples to forget; None when it was not accepted and does not wait.
+        federation: For which federation it is meant, or None.
         scope: How deep, or None.
         reason: Free text.
         created: When it was written, by its own word.
@@ -59,6 +60,7 @@ class DocumentStatus:
     message: str
     request: int | None
     target: dict[str, Any] | None
+    federation: str | None
     scope: str | None
     reason: str | None
     created: str | None
@@ -161,7 +163,7 @@ def _waiting(store: RunStore) -> Iterator[DocumentStatus]:
 
 def _content(data: bytes | None) -> dict[str, Any]:
     """What a document itself says; nothing when it cannot be read."""
-    names = ("id", "requester", "target", "scope", "reason", "created", "deadline", "key")
+    names = ("id", "requester", "federation", "target", "scope", "reason", "created", "deadline", "key")
     try:
         document = RequestDocument.from_bytes(data or b"")
     except DocumentError:

@@ -26,6 +26,7 @@ RefusalCode = Literal[
     "unknown-requester",
     "wrong-key",
     "forged",
+    "wrong-federation",
     "replayed",
     "from-the-future",
     "expired",

@@ -2,6 +2,7 @@
 
 A policy is a TOML file::
 
+    federation = "trial-7"          # its name: only documents that say so are served
     max_age = 30                    # days after which a document is too old; 30 by default
 
     [[requester]]
@@ -16,8 +17,8 @@ A policy is a TOML file::
     classes = "any"                 # or a list such as [3, 4]: may have these forgotten by everybody
 
 With a policy, every document must be signed by one of its requesters. A run without one accepts what anybody
-who can write to the store's folder asks for, signed or not. A document does not say which federation it is
-meant for: one key must not stand in the policies of two, or what is asked of one can be brought to the other.
+who can write to the store's folder asks for, signed or not. Give the federation a name if one of the keys
+stands in another federation's policy too: without names, what is asked of one can be brought to the other.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Policy:
     Args:
         requesters: All of them; names and keys must differ.
         max_age: Age from which a document is expired.
+        federation: The federation's name; None: it has none, and documents must not name one.
 
     Attributes:
         requesters: The requesters by name.
@@ -99,9 +101,15 @@ class Policy:
         PolicyFileError: If there are none, or two share a name or a key.
     """
 
-    def __init__(self, requesters: Iterable[Requester], *, max_age: timedelta = MAX_AGE) -> None:
+    def __init__(
+        self,
+        requesters: Iterable[Requester],
+        *,
+        max_age: timedelta = MAX_AGE,
+        federation: str | None = None,
+    ) -> None:
         self.requesters: dict[str, Requester] = {}
-        self.max_age = max_age
+        self.max_age, self.federation = max_age, federation
         keys: dict[str, str] = {}
         for requester in requesters:
             if requester.name in self.requesters:
@@ -154,6 +162,7 @@ class Policy:
         if requester is None:
             raise PolicyError("unknown-requester", self._unknown(document.requester))
         document.verify(requester.key)
+        self._check_federation(document)
         if seen(document.id):
             raise PolicyError(
                 "replayed", f"document {document.id} was accepted before, and counts once; make a new one"
@@ -166,6 +175,19 @@ class Policy:
                 f"{_listed(requester.classes)}, clients: {_listed(requester.clients)}",
             )
         return requester
+
+    def _check_federation(self, document: RequestDocument) -> None:
+        if document.federation == self.federation:
+            return
+        theirs, ours = (
+            "no federation" if name is None else f"the federation {name!r}"
+            for name in (document.federation, self.federation)
+        )
+        hint = "name this one in a new document" if self.federation else "`federation` in the policy names it"
+        raise PolicyError(
+            "wrong-federation",
+            f"document {document.id} is meant for {theirs}, and this policy is that of {ours}; {hint}",
+        )
 
     def _check_age(self, document: RequestDocument, now: datetime) -> None:
         age = now - document.created
@@ -216,13 +238,16 @@ def _read(path: Path) -> Policy:
         plain = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as e:
         raise PolicyFileError(f"it is not TOML: {e}") from e
-    _check_names("the file", plain, ("max_age", "requester"))
+    _check_names("the file", plain, ("federation", "max_age", "requester"))
     tables = plain.get("requester", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         raise PolicyFileError("each requester stands under [[requester]], in two brackets")
     days = _number("max_age", plain.get("max_age", MAX_AGE.days), "days, 1 to 36500", 1, 36_500)
+    federation = plain.get("federation")
+    if federation is not None and not _is_name(federation):
+        raise PolicyFileError(f"federation must be a text as documents can hold it, got {shown(federation)}")
     requesters = [_requester(i, table, path.parent) for i, table in enumerate(tables, 1)]
-    return Policy(requesters, max_age=timedelta(days=days))
+    return Policy(requesters, max_age=timedelta(days=days), federation=federation)
 
 
 def _requester(number: int, table: Mapping[str, Any], folder: Path) -> Requester:

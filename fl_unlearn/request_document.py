@@ -34,7 +34,7 @@ from fl_unlearn.types import PRESETS, DocumentError, ForgetRequest, PolicyError,
 
 SCHEMA, VERSION = "fl-unlearn/forget-request", 1
 
-_FIELDS = ["schema", "version", "id", "requester", "target"]
+_FIELDS = ["schema", "version", "id", "requester", "federation", "target"]
 _FIELDS += ["scope", "created", "deadline", "reason", "signature"]
 _ID = re.compile("[0-9a-f]{32}")
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -75,6 +75,8 @@ class RequestDocument:
     Attributes:
         id: 32 hexadecimal digits, made at random: a document counts once.
         requester: Who asks: a name in the policy.
+        federation: For which federation it is meant, as its policy names it: no other one serves it.
+            None: for any whose policy has no name.
         request: What is to be forgotten, and the reason. Its samples may be named by the client's keys.
         scope: How deep: None as the run's settings say, a preset's name ("fast", "deep"), or a
             ``fisher_scope`` ("head", "all", names).
@@ -90,6 +92,7 @@ class RequestDocument:
     id: str
     requester: str
     request: ForgetRequest
+    federation: str | None = None
     scope: str | None = None
     created: datetime
     deadline: datetime | None = None
@@ -102,8 +105,9 @@ class RequestDocument:
                 "RequestDocument.new draws one"
             )
         check_text("requester", self.requester)
-        if self.scope is not None:
-            check_text("scope", self.scope)
+        for name in ("federation", "scope"):
+            if (text := getattr(self, name)) is not None:
+                check_text(name, text)
         if not isinstance(self.request, ForgetRequest):
             raise DocumentError(f"request must be a ForgetRequest, got {shown(self.request)}")
         parse_target(target_json(self.request), self.request.reason)
@@ -124,15 +128,21 @@ class RequestDocument:
         requester: str,
         request: ForgetRequest,
         *,
+        federation: str | None = None,
         scope: str | None = None,
         deadline: datetime | None = None,
         now: datetime | None = None,
     ) -> RequestDocument:
         """An unsigned document with an id drawn at random, created ``now`` (None: by this clock)."""
         created = (now or datetime.now(UTC)).replace(microsecond=0)
-        id_ = secrets.token_hex(16)
         return cls(
-            id=id_, requester=requester, request=request, scope=scope, created=created, deadline=deadline
+            id=secrets.token_hex(16),
+            requester=requester,
+            request=request,
+            federation=federation,
+            scope=scope,
+            created=created,
+            deadline=deadline,
         )
 
     # ------------------------------------------------------------------ reading and writing
@@ -143,6 +153,7 @@ class RequestDocument:
             "version": VERSION,
             "id": self.id,
             "requester": self.requester,
+            "federation": self.federation,
             "target": target_json(self.request),
             "scope": self.scope,
             "created": time_text("created", self.created),
@@ -195,6 +206,7 @@ class RequestDocument:
         document = cls(
             id=plain["id"],
             requester=plain["requester"],
+            federation=plain["federation"],
             request=parse_target(plain["target"], plain["reason"]),
             scope=plain["scope"],
             created=parse_time("created", plain["created"]),

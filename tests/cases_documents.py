@@ -78,12 +78,13 @@ def documents() -> st.SearchStrategy[RequestDocument]:
         lambda t: t.replace(microsecond=0, tzinfo=UTC)
     )
     return st.builds(
-        lambda id_, requester, request, scope, created, wait, key: (
+        lambda id_, requester, federation, request, scope, created, wait, key: (
             lambda made: made if key is None else made.sign(KEYS[key])
         )(
             RequestDocument(
                 id=f"{id_:032x}",
                 requester=requester,
+                federation=federation,
                 request=request,
                 scope=scope,
                 created=created,
@@ -92,6 +93,7 @@ def documents() -> st.SearchStrategy[RequestDocument]:
         ),
         st.integers(0, 2**128 - 1),
         texts(),
+        st.none() | texts(),
         requests(),
         st.none() | st.sampled_from(("fast", "deep", "head", "all")) | texts(),
         times,

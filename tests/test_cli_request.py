@@ -97,6 +97,21 @@ def test_with_a_policy_it_is_decided_at_once(folder: Path, office: Office) -> No
     assert "3 documents" in shown
 
 
+def test_a_federation_with_a_name(folder: Path, office: Office, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text('federation = "trial-7"\n' + office.path.read_text())
+    for key in office.path.parent.glob("*.pub"):
+        (tmp_path / key.name).write_bytes(key.read_bytes())
+    made = ("--class", 3, *operator(office))
+    with_it = run_json("request", "add", folder, *made, "--policy", policy)
+    assert (with_it["state"], with_it["federation"]) == ("accepted", "trial-7")
+    another = run_json("request", "add", folder, *made, "--federation", "b", "--policy", policy, code=1)
+    assert (another["state"], another["code"]) == ("refused", "wrong-federation")
+    file = tmp_path / "asked.json"
+    run("request", "sign", *made, "--federation", "trial-7", "--out", file)
+    assert run_json("request", "add", folder, file, "--policy", policy)["state"] == "accepted"
+
+
 def test_a_document_made_elsewhere(folder: Path, office: Office, tmp_path: Path) -> None:
     file, again = tmp_path / "asked.json", tmp_path / "again.json"
     made = ("request", "sign", "--sample", "1=p", "--requester", "hospital", "--key", office.key("hospital"))

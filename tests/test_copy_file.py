@@ -153,6 +153,7 @@ def pickled(value: Any) -> bytes:
         (pickled({"head.weight": torch.eye(3).to_sparse()}), "its 'head.weight' is no plain tensor"),
         (cases.as_torch(cases.model())[:-30], "cannot read it"),
         (cases.as_safetensors(cases.model())[:-1], "or it is truncated"),
+        (cases.as_safetensors(cases.model()).replace(b'"I64"', b'" 64"'), "or damaged"),
     ],
 )
 def test_files_that_cannot_be_read(data: bytes, match: str, capsys: pytest.CaptureFixture[str]) -> None:

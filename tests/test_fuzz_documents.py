@@ -70,13 +70,14 @@ def test_what_does_not_check_signatures_is_found_out(monkeypatch, tmp_path, caps
     ("place", "name", "broken", "fault"),
     [
         (Policy, "_check_age", lambda self, made, now: None, "wrong acceptance"),
+        (Policy, "_check_federation", lambda self, made: None, "wrong acceptance"),
         (Requester, "problem", lambda self, request: "all", "wrong refusal"),
         (request_document, "parse_json", lambda data: 1 / 0, "crash"),
     ],
 )
 def test_other_flaws_are_found_out(monkeypatch, tmp_path, place, name, broken, fault) -> None:
     path = tmp_path / "found.json"
-    arguments = ["documents", "--examples", "60", "--json", str(path)]
+    arguments = ["documents", "--examples", "150", "--json", str(path)]
     levels = [logging.getLogger(n).level for n in ("fl_unlearn", "flwr")]
     assert main(arguments) == 0
     assert [logging.getLogger(n).level for n in ("fl_unlearn", "flwr")] == levels

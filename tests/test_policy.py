@@ -62,6 +62,30 @@ def test_a_policy_file_is_read(tmp_path: Path) -> None:
     assert Policy.read(write_policy(tmp_path, GOOD.replace("max_age = 7", ""))).max_age == MAX_AGE
 
 
+def test_a_document_is_meant_for_one_federation(tmp_path: Path) -> None:
+    """One key in the policies of two: what is asked of one cannot be brought to the other."""
+    named = Policy.read(write_policy(tmp_path, 'federation = "trial-7"\n' + GOOD))
+    assert named.federation == "trial-7"
+    unnamed = Policy.read(write_policy(tmp_path, GOOD))
+    assert unnamed.federation is None
+    asked = document(SOUND["keys"])
+    here, elsewhere = (replace(asked, federation=name).sign(KEYS["a"]) for name in ("trial-7", "trial-8"))
+    assert named.check(here, now=NOW, seen=lambda id_: False).name == "a"
+    for checked, made, match in (
+        (
+            named,
+            elsewhere,
+            "meant for the federation 'trial-8', and this policy is that of the federation",
+        ),
+        (named, asked.sign(KEYS["a"]), "meant for no federation, .* name this one in a new document"),
+        (unnamed, here, "this policy is that of no federation; `federation` in the policy names it"),
+    ):
+        error = refused(checked, made)
+        assert error.code == "wrong-federation"
+        assert re.search(match, str(error))
+    assert refused(named, replace(elsewhere, federation="trial-7")).code == "forged"
+
+
 ANY = "any"
 RIGHTS = [
     # classes, clients, what is asked for, what of it is not allowed
@@ -191,6 +215,7 @@ BAD = {
     "budget": (REQUESTER + "budget = 5\n", "budget must be a share of accuracy, 0 to 1, got 5"),
     "no budget": (REQUESTER + "budget = nan\n", "budget must be a share"),
     "true budget": (REQUESTER + "budget = true\n", "budget must be a share"),
+    "federation": ("federation = 7\n" + REQUESTER, "federation must be a text .*, got 7"),
     "age": ("max_age = 0\n" + REQUESTER, "max_age must be days, 1 to 36500, got 0"),
     "infinite age": ("max_age = inf\n" + REQUESTER, "max_age must be days"),
     "same name": (REQUESTER + REQUESTER.replace("a.pub", "b.pub"), "two requesters 'a'"),

@@ -81,7 +81,7 @@ def test_the_canonical_form_and_what_is_signed() -> None:
     signed = made.sign(KEYS["a"])
     body = (
         '{"created":"2026-11-22T02:00:00Z","deadline":"2026-11-23T02:00:00Z",'
-        f'"id":"{ID}","reason":"a","requester":"a","schema":"fl-unlearn/forget-request","scope":null,%s'
+        f'"federation":null,"id":"{ID}","reason":"a","requester":"a","schema":"fl-unlearn/forget-request","scope":null,%s'
         r'"target":{"classes":[],"clients":[],"samples":{"3":["\u00e9"]}},"version":1}'
     )
     assert made.message() == ("fl-unlearn forget-request 1\n" + body % "").encode()
@@ -98,6 +98,7 @@ def test_a_signature_covers_everything(request_: ForgetRequest) -> None:
     other = {
         "id": ID[::-1],
         "requester": "b",
+        "federation": "trial-7",
         "scope": "all",
         "created": NOW - timedelta(seconds=1),
         "deadline": NOW + timedelta(days=1),

@@ -39,6 +39,10 @@ Requester = Annotated[str | None, typer.Option(metavar="NAME", help="Who asks: a
 Key = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Their private key; signs the document.", dir_okay=False)
 ]
+Federation = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The only federation that may serve it, as its policy names it."),
+]
 Reason = Annotated[str, typer.Option(metavar="TEXT", help="Why, for the record.")]
 Scope = Annotated[
     str | None,
@@ -58,6 +62,7 @@ class Asked:
     clients: list[str] | None
     samples: list[str] | None
     requester: str | None
+    federation: str | None
     reason: str
     scope: str | None
     deadline: str | None
@@ -80,7 +85,13 @@ class Asked:
                 raise typer.BadParameter(f"--sample must look like CLIENT=KEY, got {one!r}")
             samples[client] = (*samples.get(client, ()), key)
         request = ForgetRequest(tuple(self.classes or ()), tuple(self.clients or ()), self.reason, samples)
-        return RequestDocument.new(self.requester, request, scope=self.scope, deadline=_time(self.deadline))
+        return RequestDocument.new(
+            self.requester,
+            request,
+            federation=self.federation,
+            scope=self.scope,
+            deadline=_time(self.deadline),
+        )
 
     def check_unused(self) -> None:
         """Refuse options beside a file, which says all of that itself."""

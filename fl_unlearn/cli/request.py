@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,7 @@ def add(
     samples: documents.Samples = None,
     requester: documents.Requester = None,
     key: documents.Key = None,
+    federation: documents.Federation = None,
     reason: documents.Reason = "",
     scope: documents.Scope = None,
     deadline: documents.Deadline = None,
@@ -66,10 +68,13 @@ def add(
     from fl_unlearn.policy import Policy
     from fl_unlearn.request_document import RequestDocument
 
-    asked = Asked(classes, clients, samples, requester, reason, scope, deadline)
     rules = Policy.read(policy) if policy else None
+    asked = Asked(classes, clients, samples, requester, federation, reason, scope, deadline)
     if document is None:
-        data = _signed(asked.document(), key).to_bytes()
+        made = asked.document()
+        if rules and made.federation is None:
+            made = replace(made, federation=rules.federation)
+        data = _signed(made, key).to_bytes()
     else:
         asked.check_unused()
         data = documents.read(document)
@@ -153,6 +158,7 @@ def sign(
     clients: documents.Clients = None,
     samples: documents.Samples = None,
     requester: documents.Requester = None,
+    federation: documents.Federation = None,
     reason: documents.Reason = "",
     scope: documents.Scope = None,
     deadline: documents.Deadline = None,
@@ -164,7 +170,7 @@ def sign(
     """Make a signed document, to be sent to whoever keeps the store. It needs no store."""
     from fl_unlearn.request_document import RequestDocument
 
-    asked = Asked(classes, clients, samples, requester, reason, scope, deadline)
+    asked = Asked(classes, clients, samples, requester, federation, reason, scope, deadline)
     if document is None:
         made = asked.document()
     else:

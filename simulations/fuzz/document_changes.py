@@ -233,10 +233,11 @@ def _times(random: Random, plain: dict[str, Any]) -> None:
 
 
 def _meaning(random: Random, plain: dict[str, Any]) -> None:
-    """The rest of what is signed: id, scope, reason, version."""
-    name = random.choice(("id", "scope", "reason", "version"))
+    """The rest of what is signed: id, federation, scope, reason, version."""
+    name = random.choice(("id", "federation", "scope", "reason", "version"))
     new_id = f"{random.getrandbits(128):032x}"
-    plain[name] = {"id": new_id, "scope": "all", "reason": "because", "version": 2}[name]
+    new = {"id": new_id, "federation": "trial-8", "scope": "all", "reason": "because", "version": 2}
+    plain[name] = new[name]
 
 
 def _long(random: Random, plain: dict[str, Any]) -> None:
@@ -257,7 +258,7 @@ JSON_CHANGES: dict[str, Callable[[Random, dict[str, Any]], None]] = {
     "another target": _target,
     "another requester": _requester,
     "another time": _times,
-    "another id, scope, reason or version": _meaning,
+    "another id, federation, scope, reason or version": _meaning,
     "long lists, some at the limit": _long,
 }
 """Each changes a document's plain values."""

@@ -39,11 +39,13 @@ class Rules:
     Attributes:
         rights: By requester.
         max_age: Age from which a document is expired.
+        federation: What documents must be meant for.
         signed: Fingerprint, content and signature of every document that was signed with its requester's key.
     """
 
     rights: Mapping[str, Rights]
     max_age: timedelta
+    federation: str
     signed: set[tuple[str, str, str]] = field(default_factory=set)
 
     def expected(self, data: bytes, now: datetime, seen: Iterable[str]) -> str:
@@ -60,6 +62,8 @@ class Rules:
             return "wrong-key"
         if (rights.key, content(plain), plain["signature"]["value"]) not in self.signed:
             return "forged"
+        if plain["federation"] != self.federation:
+            return "wrong-federation"
         if plain["id"] in seen:
             return "replayed"
         if (refusal := self._untimely(plain, now)) is not None:
@@ -121,6 +125,7 @@ def _beyond_schema(plain: dict[str, Any]) -> bool:
     texts = [
         plain["requester"],
         plain["reason"],
+        plain["federation"] or "",
         plain["scope"] or "",
         *target["clients"],
         *target["samples"],

@@ -31,6 +31,8 @@ _RIGHTS = {
 }
 _NAMES = ("3", "5", "Ärzte", "7", "03")
 _KEYS = ("patient-1", "patient-12", "患者", "a/b c", '"quoted"', "\\")
+_FEDERATION = "trial-7"
+_FEDERATIONS = (*[_FEDERATION] * 8, None, "trial-8", "Trial-7")
 _SCOPES = (None, None, "fast", "deep", "head", "all", "fc1.*,fc2.*")
 _REASONS = ("", "asked on paper", "Löschung, § 17", 'a "quote" \\ and a slash /')
 
@@ -57,7 +59,7 @@ class Documents:
             )
             for name, (classes, clients) in _RIGHTS.items()
         ]
-        self.policy = Policy(requesters, max_age=MAX_AGE)
+        self.policy = Policy(requesters, max_age=MAX_AGE, federation=_FEDERATION)
 
     # ------------------------------------------------------------------ drawing
     def draw(self, random: Random) -> Case:
@@ -80,6 +82,7 @@ class Documents:
             id=f"{random.getrandbits(128):032x}",
             requester=name,
             request=_request(random, name),
+            federation=random.choice(_FEDERATIONS),
             scope=random.choice(_SCOPES),
             created=created,
             deadline=random.choice((None, None, deadline)),
@@ -98,7 +101,7 @@ class Documents:
             name: Rights(self.keys[name].public.fingerprint, classes, clients)
             for name, (classes, clients) in _RIGHTS.items()
         }
-        return Rules(rights, MAX_AGE)
+        return Rules(rights, MAX_AGE, _FEDERATION)
 
     # Each way gives its name, the bytes, and whether the document's id has been seen.
     def _sound(self, random: Random, document: RequestDocument, rules: Rules) -> _Changed:
