@@ -39,7 +39,7 @@ def _nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _words_are_heard() -> Iterator[None]:
-    """A script may silence the loggers of its process; tests after it, in whatever order, want to hear them."""
+    """A script may silence the loggers of its process; tests after it want to hear them."""
     loggers = [logging.getLogger(name) for name in ("fl_unlearn", "flwr")]
     levels = [logger.level for logger in loggers]
     yield
