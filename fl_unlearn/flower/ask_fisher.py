@@ -20,6 +20,9 @@ from fl_unlearn.types import REST, AnswerError, RequestError, Signature, signatu
 
 log = logging.getLogger(__name__)
 
+_About = tuple[tuple[str, ...], int]
+"""What an answer is about: parameters, and the number of classes."""
+
 
 def ask_fisher(
     panel: Panel, state: dict[str, torch.Tensor], *, passing: bool = False
@@ -36,24 +39,12 @@ def ask_fisher(
         NotEnoughAnswersError: If too few answers are usable.
     """
     s, request = panel.settings, panel.request
-    asked = records.head(
-        kind=s.fisher_kind,
-        scope=s.fisher_scope,
-        head=s.head or "",
-        classes=list(request.classes),
-        ignored=list(panel.ignored),
-        clients=list(request.clients),
-        passing=passing,
-        privacy=to_text(s.privacy),
-    )
-    if s.reference_share is not None:
-        asked["reference-share"] = s.reference_share
-    content = RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
+    content = _question(panel, state, passing)
     if s.privacy.sums_only:
         return _ask_sum(panel, content, signature_of(state))
     apart = request.classes if request.kind == "classes" else (NAMED,)
     model, kept = signature_of(state), 0
-    gathers = dict[tuple[tuple[str, ...], int], FisherGather]()  # by what the answers are about
+    gathers = dict[_About, FisherGather]()
 
     def take(client: str, reply: RecordDict) -> None:
         nonlocal kept
@@ -72,7 +63,33 @@ def ask_fisher(
         kept += records.from_ledger(reply)
 
     panel.gather("Fisher", records.FISHER, content, take)
-    # What most clients say counts, not what came first: one client must not silence all others.
+    gathered = _of_most(panel, gathers)
+    if request.kind != "classes":
+        panel.require(request.named, gathered.counts)
+    if kept:
+        log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
+    return gathered
+
+
+def _question(panel: Panel, state: dict[str, torch.Tensor], passing: bool) -> RecordDict:
+    s, request = panel.settings, panel.request
+    asked = records.head(
+        kind=s.fisher_kind,
+        scope=s.fisher_scope,
+        head=s.head or "",
+        classes=list(request.classes),
+        ignored=list(panel.ignored),
+        clients=list(request.clients),
+        passing=passing,
+        privacy=to_text(s.privacy),
+    )
+    if s.reference_share is not None:
+        asked["reference-share"] = s.reference_share
+    return RecordDict({records.HEAD: asked, records.MODEL: records.to_arrays(state)})
+
+
+def _of_most(panel: Panel, gathers: dict[_About, FisherGather]) -> FisherGather:
+    """What most clients say counts, not what came first: one client must not silence all others."""
     _, gathered = max(gathers.items(), key=lambda item: (len(item[1].counts), item[0]))
     others = [c for g in gathers.values() if g is not gathered for c in g.counts]
     if others:
@@ -82,10 +99,6 @@ def ask_fisher(
         panel.reject("Fisher", wrong, len(gathered.counts))
     if gathered.scaled:
         log.warning("Fishers scaled down to what is plausible: of clients %s", sorted(gathered.scaled)[:10])
-    if request.kind != "classes":
-        panel.require(request.named, gathered.counts)
-    if kept:
-        log.info("%d of %d clients answered from their ledgers", kept, len(gathered.counts))
     return gathered
 
 
