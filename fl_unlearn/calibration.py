@@ -62,7 +62,8 @@ class Candidate:
         trimmed_forget: The forget accuracy by the clients' vote (`vote.Verdict`); None where none was held.
         trimmed_drop: The retained drop by their vote; the same.
         disputed: Whether it passes only because the word of a few does not decide against all others.
-        against: Where leaving out a few clients would change whether it passes by the sums: those.
+        against: The fewest clients without whose word it would pass by the sums; none if it does, or if it
+            takes more than the vote stands.
     """
 
     threshold: float
@@ -155,7 +156,7 @@ def judge(
         settings: The grid of candidates, and the tolerances.
         votes: The clients' scores one by one; None: sums alone decide.
     """
-    out = []
+    out, limits = [], (settings.forget_tolerance, settings.max_retain_drop)
     for k, (threshold, dampening) in enumerate(settings.grid, start=1):
         forget = [measured(row[k].forget, "forgotten") for row in rows]
         kept = [measured(row[k].retain, "retained") for row in rows]
@@ -180,7 +181,7 @@ def judge(
                 trimmed_forget=verdict.forget if verdict else None,
                 trimmed_drop=verdict.drop if verdict else None,
                 disputed=by_vote and few and not by_sums,
-                against=verdict.against if verdict and few and not by_sums else (),
+                against=votes.against(k, *limits) if votes and few and not by_sums else (),
             )
         )
     return out
@@ -246,6 +247,10 @@ def _by_sums(c: Candidate, settings: UnlearnSettings) -> bool:
     return c.forget_accuracy <= settings.forget_tolerance and c.retain_drop <= settings.max_retain_drop
 
 
+def _clients(names: Sequence[str]) -> str:
+    return f"client{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
 def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) -> str:
     """One or two sentences on why no candidate passed, and what to try."""
     best = min(candidates, key=lambda c: (c.forget_accuracy, c.retain_drop))
@@ -258,8 +263,12 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
         f"{100 * best.retain_drop:.1f} points"
     )
     if said := {c.against for c in candidates if c.against}:
-        few = ", ".join(sorted(said, key=len)[0])
-        text += f". Without the word of clients {few} one would have passed by the sums"
+        few = min(said, key=lambda clients: (len(clients), clients))
+        text += (
+            f". Without the word of {_clients(few)} one would have passed by the sums: either that is a lie, "
+            f"or only they hold what would be lost. If you know it to be a lie, repeat the request with "
+            f"Defence(distrusted={few!r})"
+        )
     elif any(_by_sums(c, settings) for c in candidates):
         text += ". By the sums one would have passed, but other holders of the same classes say otherwise"
     if best.forget_accuracy > settings.forget_tolerance:

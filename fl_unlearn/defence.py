@@ -39,6 +39,8 @@ class Defence:
             decide.
         contradiction: How far the measurements after the commit may lie from what calibration promised, in
             accuracy, before the result says that they contradict each other.
+        distrusted: Clients whose answers are left out, by name: what the vote cannot decide (one of two
+            holders lies, or a sole one) the operator can. They get the update like all others.
     """
 
     clip: float | None = 10.0
@@ -49,6 +51,11 @@ class Defence:
     tensor_share: float = 1.0
     liars: float = 0.3
     contradiction: float = 0.02
+    distrusted: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.distrusted, str):  # one name in place of several is said to be wrong
+            object.__setattr__(self, "distrusted", tuple(self.distrusted))
 
     def problem(self) -> str | None:
         """Why these settings make no sense, or None."""
@@ -66,6 +73,8 @@ class Defence:
             return f"defence: liars must be at least 0 and below 0.5, got {self.liars!r}: no vote stands half"
         if not 0 <= self.contradiction <= 1:
             return f"defence: contradiction must lie between 0 and 1, got {self.contradiction!r}"
+        if isinstance(self.distrusted, str) or not all(isinstance(c, str) for c in self.distrusted):
+            return f'defence: distrusted must be names of clients such as ("7",), got {self.distrusted!r}'
         return None
 
 

@@ -17,7 +17,8 @@ against it, and other holders of the same classes say otherwise.
 
 What it does not stand: liars that are the majority of a class's holders; one of two holders; a client that
 invents a class which nobody else holds and calls it lost (the sums move by its share of the samples, which
-the limit may not bear: a refusal, and nothing is changed); harm to a class that liars and fewer
+the limit may not bear: a refusal that names it, and nothing is changed; `Defence.distrusted` is the way
+out); harm to a class that liars and fewer
 honest holders than liars share. Which of the candidates that pass is taken can be influenced.
 """
 
@@ -52,14 +53,12 @@ class Verdict:
         drop: Trimmed loss of accuracy on the retained data; None without any.
         least_forget: The same accuracy by sums, without the f clients that report the highest.
         least_drop: The same loss by sums, without the f clients that report the greatest.
-        against: Those f clients (of either) that change the sums most, in order of their names.
     """
 
     forget: float | None
     drop: float | None
     least_forget: float
     least_drop: float
-    against: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -122,17 +121,34 @@ class Votes:
         Args:
             candidate: Its place in the scores of `add`; 0 is the model as it is.
         """
-        forget = self._claims(candidate, forgotten=True)
-        drop = self._claims(candidate, forgotten=False)
-        least = [self._least(*claims) for claims in (forget, drop)]
-        against = {c for _, clients in least for c in clients}
+        forget, drop = (self._claims(candidate, forgotten=part) for part in (True, False))
         return Verdict(
             self._trimmed(*forget),
             self._trimmed(*drop),
-            least[0][0],
-            least[1][0],
-            tuple(sorted(against)),
+            self._least(self.liars, *forget)[0],
+            self._least(self.liars, *drop)[0],
         )
+
+    def against(self, candidate: int, forget: float, drop: float) -> tuple[str, ...]:
+        """The fewest clients without whose word both sums are within their limits, in order of their names.
+
+        Args:
+            candidate: As in `verdict`.
+            forget: The largest accuracy on the forgotten data.
+            drop: The largest loss of accuracy on the retained data.
+
+        Returns:
+            At most f for either sum; empty if the sums are beyond the limits without those too.
+        """
+        against: set[str] = set()
+        for forgotten, limit in ((True, forget), (False, drop)):
+            claims = self._claims(candidate, forgotten=forgotten)
+            left_out = (self._least(few, *claims) for few in range(self.liars + 1))
+            found = next((clients for value, clients in left_out if value <= limit), None)
+            if found is None:
+                return ()
+            against.update(found)
+        return tuple(sorted(against))
 
     def said(self, candidate: int) -> dict[str, tuple[Said, Said]]:
         """What each client says of a candidate: on the forgotten and on the retained data."""
@@ -174,18 +190,18 @@ class Votes:
         return total / float(weights.sum())
 
     def _least(
-        self, who: np.ndarray, _: np.ndarray, weights: np.ndarray, values: np.ndarray
+        self, few: int, who: np.ndarray, _: np.ndarray, weights: np.ndarray, values: np.ndarray
     ) -> tuple[float, tuple[str, ...]]:
-        """The smallest weighted mean that leaving out f clients gives (Dinkelbach's iteration), and those."""
+        """The smallest weighted mean that leaving out clients gives (Dinkelbach's iteration), and those."""
         said, size = np.zeros(len(self._ballots)), np.zeros(len(self._ballots))
         np.add.at(said, who.astype(int), weights * values)
         np.add.at(size, who.astype(int), weights)
         if not size.sum():
             return 0.0, ()
         mean, out = said.sum() / size.sum(), np.zeros(0, dtype=int)
-        while self.liars:
+        while few:
             excess = said - mean * size
-            worst = np.argsort(-excess, kind="stable")[: self.liars]
+            worst = np.argsort(-excess, kind="stable")[:few]
             worst = worst[excess[worst] > 0]
             left = size.sum() - size[worst].sum()
             better = (said.sum() - said[worst].sum()) / left if left else mean

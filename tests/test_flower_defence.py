@@ -150,6 +150,37 @@ def test_one_client_alone_blocks_without_defence(store: RunStore) -> None:
     assert store.operations.all() == []
 
 
+def invented(question: RecordDict, reply: RecordDict) -> None:
+    """All of its samples are of a class that nobody else holds, and lost under every candidate."""
+    record = reply.config_records[records.HEAD]
+    samples, rows = sum(records.ints(record, "total")), len(records.ints(record, "correct"))
+    rows //= len(records.ints(record, "labels"))
+    candidates = 1 + len(records.list_of(question.config_records[records.HEAD], "thresholds"))
+    record["labels"], record["total"], record["loss"] = [9], [samples], [0.0] * rows
+    record["correct"] = [0 if candidates == 1 or i % candidates else samples for i in range(rows)]
+
+
+def test_whom_the_operator_distrusts_is_left_out(store: RunStore) -> None:
+    before, lies = files(store), dict.fromkeys((records.SCORE, records.MEASURE), invented)
+    refused = serve(store, lies, {100})
+    assert not refused.committed
+    assert "Without the word of client 0 one would have passed" in refused.message
+    assert "Defence(distrusted=('0',))" in refused.message
+    assert files(store) == before
+    result = serve(store, lies, {100}, settings={"defence": Defence(distrusted=("0",))})
+    assert result.committed
+    assert result.failed == {"0": "the settings distrust it (defence.distrusted)"}
+    assert result.outstanding == (), "it gets the update as all others do"
+    assert fed.accuracy(result.state, 3) <= 0.04
+
+
+def test_distrust_is_of_names() -> None:
+    assert Defence(distrusted=["0", "3"]).distrusted == ("0", "3")  # type: ignore[arg-type]
+    for wrong in ("07", (7,)):
+        with pytest.raises(SettingsError, match="distrusted must be names of clients"):
+            UnlearnSettings(defence=Defence(distrusted=wrong))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("liars", [{100}, set()])
 def test_a_harmful_update_is_refused_though_one_says_all_is_well(store: RunStore, liars: set[int]) -> None:
     """Four clients see that all candidates cost them too much; the fifth sees so too, or lies."""

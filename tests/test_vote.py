@@ -50,6 +50,10 @@ def test_verdict_equals_reference(counts: dict[str, Counts], share: float) -> No
             continue
         assert value == pytest.approx(reference.winsorised(claims, votes.liars), abs=1e-12)
         assert least == pytest.approx(reference.least(claims, votes.liars), abs=1e-12)
+        limit = value - 1e-9
+        fewest = next((f for f in range(votes.liars + 1) if reference.least(claims, f) <= limit), None)
+        limits = (limit, 1.0) if forgotten else (1.0, limit)
+        assert len(votes.against(1, *limits)) == (fewest or 0)
 
 
 def federation(candidate: list[int], lies: dict[str, Counts] | None = None) -> dict[str, Counts]:
@@ -106,7 +110,7 @@ def test_a_class_with_one_holder_is_taken_at_its_word() -> None:
     assert not lost.passed
     assert lost.trimmed_drop == pytest.approx(0.1)
     settings = UnlearnSettings(threshold=1.0)
-    assert "Without the word of clients 9" in explain_refusal([lost], settings)
+    assert "Without the word of client 9 one would have passed" in explain_refusal([lost], settings)
 
 
 def test_a_gain_of_one_holder_makes_up_for_nothing() -> None:
@@ -151,3 +155,14 @@ def test_what_counts_as_a_contradiction() -> None:
     assert not differs((0.90, 100), (0.95, 100), 0.02)  # drawing samples again explains it
     assert differs((0.90, 100_000), (0.95, 100_000), 0.02)
     assert not differs((0.9, 0), (0.1, 100), 0.02)
+
+
+def test_as_few_as_possible_are_named() -> None:
+    alone: Counts = {0: (20, [20, 0]), 3: (80, [80, 0])}
+    settings = UnlearnSettings(threshold=1.0)
+    both = judged(federation([0, 40, 40], {"8": {**alone, 4: (1, [1, 0])}, "9": alone}))
+    assert both.against == ("8", "9")
+    assert "of clients 8, 9 one would have passed" in explain_refusal([both], settings)
+    (worst,) = judged(federation([0, 40, 40], {"8": {0: (20, [20, 0]), 4: (9, [9, 0])}, "9": alone})).against
+    assert worst == "9"
+    assert judged(federation([0, 0, 0], {"9": alone})).against == ()

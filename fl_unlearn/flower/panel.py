@@ -124,6 +124,8 @@ class Panel:
                 if isinstance(reply, str):
                     raise AnswerError(reply)
                 client = self._name(node, reply, good)
+                if client in self.settings.defence.distrusted:
+                    raise AnswerError("the settings distrust it (defence.distrusted)")
                 take(client, reply)
                 good.add(client)
             except AnswerError as e:
