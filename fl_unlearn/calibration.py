@@ -247,8 +247,18 @@ def _by_sums(c: Candidate, settings: UnlearnSettings) -> bool:
     return c.forget_accuracy <= settings.forget_tolerance and c.retain_drop <= settings.max_retain_drop
 
 
-def _clients(names: Sequence[str]) -> str:
-    return f"client{'s' if len(names) > 1 else ''} {', '.join(names)}"
+def standing_alone(candidates: Sequence[Candidate]) -> str:
+    """A sentence on the fewest clients that stand against some candidate; empty if there are none."""
+    said = [c.against for c in candidates if c.against]
+    if not said:
+        return ""
+    few = min(said, key=lambda clients: (len(clients), clients))
+    who = f"client{'s' if len(few) > 1 else ''} {', '.join(few)}"
+    return (
+        f". Without the word of {who} one would have passed by the sums: either that is a lie, or only they "
+        "hold what would be lost. If you know it to be a lie, repeat the request with "
+        f"Defence(distrusted={few!r})"
+    )
 
 
 def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) -> str:
@@ -262,13 +272,8 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
         f"t = {best.threshold:g} (dampening {best.dampening:g}) left {best.forget_accuracy:.1%} and cost "
         f"{100 * best.retain_drop:.1f} points"
     )
-    if said := {c.against for c in candidates if c.against}:
-        few = min(said, key=lambda clients: (len(clients), clients))
-        text += (
-            f". Without the word of {_clients(few)} one would have passed by the sums: either that is a lie, "
-            f"or only they hold what would be lost. If you know it to be a lie, repeat the request with "
-            f"Defence(distrusted={few!r})"
-        )
+    if alone := standing_alone(candidates):
+        text += alone
     elif any(_by_sums(c, settings) for c in candidates):
         text += ". By the sums one would have passed, but other holders of the same classes say otherwise"
     if best.forget_accuracy > settings.forget_tolerance:

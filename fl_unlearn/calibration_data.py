@@ -12,11 +12,12 @@ and whatever takes it away takes as much of the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fl_unlearn.calibration import Candidate, measured
+from fl_unlearn.calibration import Candidate, measured, standing_alone
 from fl_unlearn.types import (
     ClassScores,
     ForgetRequest,
@@ -24,6 +25,7 @@ from fl_unlearn.types import (
     SettingsError,
     UnlearnSettings,
 )
+from fl_unlearn.vote import Votes
 
 DATA: Mapping[str, Any] = {
     "fisher_scope": "all",
@@ -69,8 +71,13 @@ def named(request: ForgetRequest) -> str:
     )
 
 
-def like_labels(forget: ClassScores, held: ClassScores) -> float:
+def like_labels(forget: ClassScores, held: ClassScores, votes: Votes | None = None) -> float:
     """Accuracy on held-out samples with the labels, in the shares, of the forget set.
+
+    Args:
+        forget: Scores of the model as it is on the forget set.
+        held: The same on held-out samples.
+        votes: The same client by client; None: the sums alone decide.
 
     Raises:
         NotEnoughAnswersError: If there is no held-out sample of any of these labels.
@@ -81,13 +88,17 @@ def like_labels(forget: ClassScores, held: ClassScores) -> float:
             f"no client has held-out samples of the forget set's labels {sorted(forget.total)}, which tell "
             "what is not trained on; nothing was changed"
         )
-    return sum(forget.total[c] * held.correct[c] / held.total[c] for c in labels) / sum(
-        forget.total[c] for c in labels
-    )
+    voted = votes if votes is not None and votes.liars else None
+    known = {c: voted.accuracy(c) if voted else held.correct[c] / held.total[c] for c in labels}
+    return sum(forget.total[c] * known[c] for c in labels) / sum(forget.total[c] for c in labels)
 
 
 def judge_data(
-    forget: Sequence[ClassScores], held: Sequence[ClassScores], like: float, settings: UnlearnSettings
+    forget: Sequence[ClassScores],
+    held: Sequence[ClassScores],
+    like: float,
+    settings: UnlearnSettings,
+    votes: Votes | None = None,
 ) -> list[Candidate]:
     """One verdict per candidate; what is called retained is held-out.
 
@@ -96,19 +107,36 @@ def judge_data(
         held: The same on held-out samples.
         like: Accuracy of the model as it is on held-out samples with the forget set's labels.
         settings: The candidates, and what is accepted.
+        votes: The clients' scores on held-out samples one by one; None: sums alone decide.
 
     Raises:
         NotEnoughAnswersError: If there is nothing to measure on.
     """
-    before = measured(held[0], "held-out")
+    before, most = measured(held[0], "held-out"), settings.max_retain_drop
+    votes = votes if votes is not None and votes.liars else None
     candidates = []
-    for (t, lam), own, other in zip(settings.grid, forget[1:], held[1:], strict=True):
+    for k, ((t, lam), own, other) in enumerate(zip(settings.grid, forget[1:], held[1:], strict=True), 1):
         accuracy, kept = measured(own, "forgotten"), measured(other, "held-out")
-        drop = before - kept
+        drop, verdict = before - kept, votes.verdict(k) if votes else None
         fine = accuracy <= like + settings.forget_tolerance
-        passed = fine and drop <= settings.max_retain_drop
+        by_vote = verdict is None or (verdict.drop or 0.0) <= most
+        few = verdict is not None and drop > most and verdict.least_drop <= most
         candidates.append(
-            Candidate(t, lam, accuracy, kept, drop, accuracy, drop, max(drop, 0.0), passed, fine)
+            Candidate(
+                threshold=t,
+                dampening=lam,
+                forget_accuracy=accuracy,
+                retain_accuracy=kept,
+                retain_drop=drop,
+                worst_forget_accuracy=accuracy,
+                worst_retain_drop=drop,
+                cost=max(drop, 0.0),
+                passed=fine and by_vote and (drop <= most or few),
+                everywhere=fine,
+                trimmed_drop=verdict.drop if verdict else None,
+                disputed=by_vote and few,
+                against=votes.against(k, math.inf, most) if votes and few and fine else (),
+            )
         )
     return candidates
 
@@ -126,10 +154,12 @@ def choose_data(
     """
     if settings.force:
         return candidates[0]
-    free = [c for c in candidates if c.retain_drop <= settings.max_retain_drop]
-    best = min(free, key=lambda c: (c.forget_accuracy, c.cost, -c.dampening, c.threshold), default=None)
-    if best is not None and best.passed and best.forget_accuracy < known:
-        return best
+    free = [c for c in candidates if max(c.retain_drop, c.trimmed_drop or 0.0) <= settings.max_retain_drop]
+    best = None
+    for pool in (free, [c for c in candidates if c.disputed]):
+        best = min(pool, key=_rank, default=best)
+        if best is not None and best.passed and best.forget_accuracy < known:
+            return best
     reached = "no candidate is left"
     if best is not None:
         reached = f"the candidate that takes most leaves {best.forget_accuracy:.1%}"
@@ -137,8 +167,14 @@ def choose_data(
         f"clients measure {known:.1%} on what is to be forgotten, and {like:.1%} on held-out samples of like "
         f"labels; where at most {100 * settings.max_retain_drop:.1f} points may be lost on held-out samples, "
         f"{reached}. Nothing was changed: this data is too like what is kept for its Fisher to tell them "
-        "apart; fine-tune or retrain without it"
+        f"apart; fine-tune or retrain without it{standing_alone(candidates)}"
     )
+
+
+def _rank(c: Candidate) -> tuple[float, ...]:
+    """Of those that spare what is kept, the one that takes most; sums that are disputed say no cost."""
+    cost = max(c.trimmed_drop or 0.0, 0.0) if c.disputed else c.cost
+    return c.forget_accuracy, cost, -c.dampening, c.threshold
 
 
 def choose_for_data(

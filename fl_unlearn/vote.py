@@ -18,8 +18,8 @@ against it, and other holders of the same classes say otherwise.
 What it does not stand: liars that are the majority of a class's holders; one of two holders; a client that
 invents a class which nobody else holds and calls it lost (the sums move by its share of the samples, which
 the limit may not bear: a refusal that names it, and nothing is changed; `Defence.distrusted` is the way
-out); harm to a class that liars and fewer
-honest holders than liars share. Which of the candidates that pass is taken can be influenced.
+out); harm to a class that liars and fewer honest holders than liars share. Which of the candidates that pass
+is taken can be influenced.
 """
 
 from __future__ import annotations
@@ -150,6 +150,13 @@ class Votes:
             against.update(found)
         return tuple(sorted(against))
 
+    def accuracy(self, label: int) -> float:
+        """Trimmed accuracy of the model as it is on one class that somebody holds, 0 to 1."""
+        own = [(b, i) for b in self._ballots for i in np.flatnonzero(b.labels == label)]
+        values = np.array([b.correct[0, i] / b.total[i] for b, i in own])
+        weights = np.array([b.weight * b.total[i] for b, i in own])
+        return float((weights * self._winsorised(values)).sum() / weights.sum())
+
     def said(self, candidate: int) -> dict[str, tuple[Said, Said]]:
         """What each client says of a candidate: on the forgotten and on the retained data."""
         out = {}
@@ -182,12 +189,14 @@ class Votes:
         total = 0.0
         for label in np.unique(labels):
             own, w = values[labels == label], weights[labels == label]
-            cut = min(self.liars, (len(own) - 1) // 2)
-            ordered = np.sort(own)
-            part = float((w * own.clip(ordered[cut], ordered[len(own) - 1 - cut])).sum())
+            part = float((w * self._winsorised(own)).sum())
             alone = self.liars and len(own) < 3
             total += max(part, 0.0) if alone else part
         return total / float(weights.sum())
+
+    def _winsorised(self, values: np.ndarray) -> np.ndarray:
+        cut, ordered = min(self.liars, (len(values) - 1) // 2), np.sort(values)
+        return values.clip(ordered[cut], ordered[len(values) - 1 - cut])
 
     def _least(
         self, few: int, who: np.ndarray, _: np.ndarray, weights: np.ndarray, values: np.ndarray

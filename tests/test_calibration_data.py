@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fl_unlearn.calibration_data import DATA, choose_for_data, judge_data, like_labels, named, settings_for
+from fl_unlearn.calibration import Candidate
+from fl_unlearn.calibration_data import (
+    DATA,
+    choose_data,
+    choose_for_data,
+    judge_data,
+    like_labels,
+    named,
+    settings_for,
+)
 from fl_unlearn.types import (
     ClassScores,
     ForgetRequest,
@@ -14,6 +24,7 @@ from fl_unlearn.types import (
     SettingsError,
     UnlearnSettings,
 )
+from fl_unlearn.vote import Votes
 
 
 def scores(correct: int, loss: float = 0.0) -> ClassScores:
@@ -98,3 +109,63 @@ def test_requests_in_words_do_not_name_samples() -> None:
     assert named(ForgetRequest((3,), ("4",))) == "class 3 of client 4"
     assert named(CLIENT) == "all data of client a, b"
     assert named(SAMPLES) == "2 samples of client a, 1 sample of client b"
+
+
+# --------------------------------------------------------------------------- the clients' vote
+def voting(held: dict[str, list[int]], liars: float = 0.3) -> Votes:
+    votes = Votes((), liars=liars)
+    for client, correct in held.items():
+        votes.add(client, [scores(c) for c in correct])
+    return votes
+
+
+def judged(said: dict[str, list[int]], forget: list[int], liars: float = 0.3) -> tuple[Any, list[Any]]:
+    """What is chosen of one candidate, which changes nothing for the honest of ten clients."""
+    held = {str(i): [90, 90] for i in range(10)} | said
+    sums = [sum((scores(own[k]) for own in held.values()), ClassScores()) for k in range(2)]
+    settings, votes = UnlearnSettings(threshold=2.0, max_retain_drop=0.01), voting(held, liars)
+    own = [scores(c) for c in forget]
+    like = like_labels(own[0], sums[0], votes)
+    candidates = judge_data(own, sums, like, settings, votes)
+    return choose_data(candidates, own[0].accuracy() or 0.0, like, settings), candidates
+
+
+@pytest.mark.parametrize("liars", [1, 2, 3])
+def test_liars_cannot_keep_data_from_being_forgotten(liars: int) -> None:
+    vetoes = {str(i): [90, 0] for i in range(liars)}
+    assert "no candidate is left" in judged(vetoes, [100, 60], liars=0.0)[0]
+    got, _ = judged(vetoes, [100, 60])
+    assert (got.disputed, got.against, got.trimmed_drop) == (True, tuple(sorted(vetoes)), 0.0)
+    humble = {str(i): [0, 0] for i in range(liars)}
+    assert isinstance(judged(humble, [100, 85], liars=0.0)[0], str), "nobody knows such samples, they say"
+    assert not judged(humble, [100, 85])[0].disputed
+
+
+@pytest.mark.parametrize("liars", [1, 2, 3])
+def test_liars_cannot_hide_what_is_lost(liars: int) -> None:
+    praise = {str(i): [0, 100] for i in range(liars)}
+    harm = {str(i): [90, 60 + 10 * liars - 1] for i in range(liars, 10)}
+    assert isinstance(judged({**harm, **praise}, [100, 0])[0], str)
+    if liars == 3:
+        assert not isinstance(judged({**harm, **praise}, [100, 0], liars=0.0)[0], str)
+
+
+def test_a_refusal_for_data_names_who_stands_alone() -> None:
+    alone = {"9": [90, 0]}
+    settings = UnlearnSettings(threshold=2.0, max_retain_drop=0.01)
+    held = {str(i): [90, 90] for i in range(9)}
+    votes = voting(held)
+    votes.add("9", [ClassScores({7: c}, {7: 100}, {7: 0.0}) for c in alone["9"]])
+    sums = [ClassScores({0: 810, 7: c}, {0: 900, 7: 100}, {0: 0.0, 7: 0.0}) for c in alone["9"]]
+    candidates = judge_data([scores(100), scores(50)], sums, 0.9, settings, votes)
+    why = choose_data(candidates, 1.0, 0.9, settings)
+    assert isinstance(why, str)
+    assert "Without the word of client 9 one would have passed" in why
+
+
+def test_a_surer_candidate_comes_before_a_disputed_one() -> None:
+    base = Candidate(2.0, 1.0, 0.6, 0.9, 0.0, 0.6, 0.0, 0.0, True, True, trimmed_drop=0.0)
+    stronger = replace(base, threshold=1.0, forget_accuracy=0.1, retain_drop=0.3, cost=0.3, disputed=True)
+    assert choose_data([stronger, base], 1.0, 0.9, GRID) is base
+    unfit = replace(base, forget_accuracy=0.95, passed=False)
+    assert choose_data([stronger, unfit], 1.0, 0.9, GRID) is stronger

@@ -13,6 +13,7 @@ from fl_unlearn.flower import data_scores, records
 from fl_unlearn.flower.data_scores import DataScores
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.types import ClassScores
+from fl_unlearn.vote import Votes
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Scored:
         forget: On what is to be forgotten.
         held: On held-out samples, of all clients.
         clients: How many clients' scores they are.
+        votes: The scores on held-out samples, client by client.
     """
 
     forget: list[ClassScores]
     held: list[ClassScores]
     clients: int
+    votes: Votes
 
 
 def ask_data_scores(panel: Panel, state: dict[str, torch.Tensor], base: DampeningUpdate | None) -> Scored:
@@ -69,7 +72,11 @@ def ask_data_scores(panel: Panel, state: dict[str, torch.Tensor], base: Dampenin
     panel.gather("scoring", records.SCORE, content, take)
     panel.require(panel.request.named, good)
     ordered = [good[client] for client in sorted(good)]
-    return Scored(_added(s.forget for s in ordered), _added(s.held for s in ordered), len(good))
+    defence = panel.settings.defence
+    votes = Votes((), liars=defence.liars, weight=defence.weight, trained=panel.examples)
+    for client, scores in good.items():
+        votes.add(client, scores.held)
+    return Scored(_added(s.forget for s in ordered), _added(s.held for s in ordered), len(good), votes)
 
 
 def _added(answers: Iterable[list[ClassScores]]) -> list[ClassScores]:

@@ -132,8 +132,9 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
         text += " (forced: this candidate did not pass calibration)"
     if chosen.disputed:
         text += (
-            f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, "
-            f"with {chosen.trimmed_forget or 0:.1%} left, {100 * (chosen.trimmed_drop or 0):.1f} points lost)"
+            f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, with "
+            + ("" if chosen.trimmed_forget is None else f"{chosen.trimmed_forget:.1%} left, ")
+            + f"{100 * (chosen.trimmed_drop or 0):.1f} points lost)"
         )
     if result.like_labels is not None:
         return text + "; earlier models were not scored"

@@ -173,8 +173,8 @@ class Search:
         self.progress.scored = (scored.clients, len(self.panel.nodes))
         if not scored.held[0].total:
             return self._taken(base, NO_HELD_OUT)
-        r.like_labels = like_labels(scored.forget[0], scored.held[0])
-        r.candidates = tuple(judge_data(scored.forget, scored.held, r.like_labels, s))
+        r.like_labels = like_labels(scored.forget[0], scored.held[0], scored.votes)
+        r.candidates = tuple(judge_data(scored.forget, scored.held, r.like_labels, s, scored.votes))
         known = measured(scored.forget[0], "forgotten")
         return self._taken(base, choose_data(r.candidates, known, r.like_labels, s))
 

@@ -52,7 +52,7 @@ class Attack:
         return change
 
 
-def _fisher(change: Callable[[Sums, dict[int, int]], None]) -> Lie:
+def fisher_lie(change: Callable[[Sums, dict[int, int]], None]) -> Lie:
     """A lie about the Fisher: ``change`` gets the sums and counts by group, and alters them."""
 
     def lie(question: RecordDict, reply: RecordDict) -> None:
@@ -162,24 +162,26 @@ def _invent(question: RecordDict, reply: RecordDict) -> None:
 
 ATTACKS = (
     Attack("none", "nobody lies"),
-    Attack("inflated Fisher", "the forget Fisher times 1,000", _fisher(_inflate)),
+    Attack("inflated Fisher", "the forget Fisher times 1,000", fisher_lie(_inflate)),
     Attack(
         "wreck, well hidden",
         "a huge forget Fisher for every class, and: nothing is lost",
-        _fisher(_wreck),
+        fisher_lie(_wreck),
         _scores(_all_is_well),
     ),
     Attack(
         "aimed, well hidden",
         "within the bounds, at half the weights of one other class, and: nothing is lost",
-        _fisher(_wreck_carefully),
+        fisher_lie(_wreck_carefully),
         _scores(_all_is_well),
     ),
     Attack(
-        "empty reference", "what is kept does not matter, of 15 times the samples", _fisher(_empty_reference)
+        "empty reference",
+        "what is kept does not matter, of 15 times the samples",
+        fisher_lie(_empty_reference),
     ),
-    Attack("huge reference", "what is kept matters 10,000 times as much", _fisher(_huge_reference)),
-    Attack("claimed class", "all its samples, times 15, are of the class", _fisher(_claims)),
+    Attack("huge reference", "what is kept matters 10,000 times as much", fisher_lie(_huge_reference)),
+    Attack("claimed class", "all its samples, times 15, are of the class", fisher_lie(_claims)),
     Attack("veto", "every candidate loses all and forgets nothing", None, _scores(_all_is_lost)),
     Attack("invented veto", "the same, of a class that one other holds", None, _invent),
 )
