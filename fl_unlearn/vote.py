@@ -9,6 +9,8 @@ all is lost). So two more numbers are taken of each candidate on the current mod
   them lost counts as lost, one that none of them lost counts as kept. Of fewer holders, as many are replaced
   as leaves one between; a class of one or two holders is taken at its word, but a gain in it counts as none,
   so that it cannot make up for a loss elsewhere.
+  The loss on the retained data is also taken client by client, not class by class, and the greater one
+  counts: what each client loses in few samples of many classes must not be cut away in each.
 * *least*: the sums without the f clients that say the worst.
 
 A candidate passes when sums and trimmed values are within the limits. Where sums are not, but trimmed and
@@ -50,7 +52,8 @@ class Verdict:
 
     Attributes:
         forget: Trimmed accuracy on the forgotten data; None without any.
-        drop: Trimmed loss of accuracy on the retained data; None without any.
+        drop: Trimmed loss of accuracy on the retained data, class by class or client by client, whichever is
+            more; None without any.
         least_forget: The same accuracy by sums, without the f clients that report the highest.
         least_drop: The same loss by sums, without the f clients that report the greatest.
     """
@@ -124,7 +127,7 @@ class Votes:
         forget, drop = (self._claims(candidate, forgotten=part) for part in (True, False))
         return Verdict(
             self._trimmed(*forget),
-            self._trimmed(*drop),
+            self._loss(*drop),
             self._least(self.liars, *forget)[0],
             self._least(self.liars, *drop)[0],
         )
@@ -194,6 +197,30 @@ class Votes:
             total += max(part, 0.0) if alone else part
         return total / float(weights.sum())
 
+    def _loss(
+        self, who: np.ndarray, labels: np.ndarray, weights: np.ndarray, values: np.ndarray
+    ) -> float | None:
+        """The trimmed mean by classes, or that by clients, if that is more.
+
+        Of a class each client may hold so few samples that the few it loses are always those that are cut.
+        """
+        by_class = self._trimmed(who, labels, weights, values)
+        if by_class is None:
+            return None
+        said, size = self._by_client(who, weights, values)
+        held = size > 0
+        by_client = size[held] * self._winsorised(said[held] / size[held])
+        return max(by_class, float(by_client.sum() / size.sum()))
+
+    def _by_client(
+        self, who: np.ndarray, weights: np.ndarray, values: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What each client's claims add up to, and their weights."""
+        said, size = np.zeros(len(self._ballots)), np.zeros(len(self._ballots))
+        np.add.at(said, who.astype(int), weights * values)
+        np.add.at(size, who.astype(int), weights)
+        return said, size
+
     def _winsorised(self, values: np.ndarray) -> np.ndarray:
         cut, ordered = min(self.liars, (len(values) - 1) // 2), np.sort(values)
         return values.clip(ordered[cut], ordered[len(values) - 1 - cut])
@@ -202,9 +229,7 @@ class Votes:
         self, few: int, who: np.ndarray, _: np.ndarray, weights: np.ndarray, values: np.ndarray
     ) -> tuple[float, tuple[str, ...]]:
         """The smallest weighted mean that leaving out clients gives (Dinkelbach's iteration), and those."""
-        said, size = np.zeros(len(self._ballots)), np.zeros(len(self._ballots))
-        np.add.at(said, who.astype(int), weights * values)
-        np.add.at(size, who.astype(int), weights)
+        said, size = self._by_client(who, weights, values)
         if not size.sum():
             return 0.0, ()
         mean, out = said.sum() / size.sum(), np.zeros(0, dtype=int)

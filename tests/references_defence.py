@@ -49,6 +49,19 @@ def winsorised(claims: Sequence[Claim], liars: int) -> float:
     return total / sum(c[2] for c in claims)
 
 
+def by_client(claims: Sequence[Claim], liars: int) -> float:
+    """The same, of all that each client claims: its mean, as if of one class that all of them hold."""
+    own = {}
+    for client in {c[0] for c in claims}:
+        weight = sum(c[2] for c in claims if c[0] == client)
+        own[client] = (client, 0, weight, sum(c[2] * c[3] for c in claims if c[0] == client) / weight)
+    ordered = sorted(own.values(), key=lambda c: c[3])
+    cut = min(liars, (len(ordered) - 1) // 2)
+    values = [c[3] for c in ordered]
+    values = [min(max(v, values[cut]), values[len(values) - 1 - cut]) for v in values]
+    return sum(c[2] * v for c, v in zip(ordered, values, strict=True)) / sum(c[2] for c in ordered)
+
+
 def least(claims: Sequence[Claim], liars: int) -> float:
     """The smallest weighted mean over all ways to leave out up to so many clients."""
     clients = sorted({c[0] for c in claims})
