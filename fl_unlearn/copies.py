@@ -8,17 +8,15 @@ at, the next one tells from the file's digest whether the copy has the update.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
+from fl_unlearn.copies_book import FAILED, Book, Copy, Receipt
 from fl_unlearn.copy_file import CopyError, ForeignCopyError, change_file, check_file
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.files import LocalFiles, disk_errors, make_folder, read_exactly, write_atomically
@@ -27,87 +25,8 @@ from fl_unlearn.types import Signature, StoreError, TensorSpec, UnlearnError
 
 log = logging.getLogger(__name__)
 
-Receipt = dict[str, str]
-"""What became of one copy: "copy" (its name), "status", and where it was read "before" and "after"."""
-
-_FORMAT = "fl-unlearn copies 1"
 _BOOK, _UPDATES, _STAGED = "copies.json", "updates", ".unlearned"
 _WAIT = 60.0  # seconds for another process of the same client
-_LONGEST_NAME = 60
-FAILED = "failed: "
-
-
-@dataclass
-class Copy:
-    """One copy.
-
-    Attributes:
-        path: Where it is.
-        name: What receipts call it: they go to the server, which the path is no business of.
-        has: Digests of the updates that its model has had.
-        receipts: Update to what became of the copy.
-        told: Update to the one with whose answer its receipt first went to the server.
-        dropped: Whether it is no longer kept, and only waits for that to be told.
-    """
-
-    path: str
-    name: str
-    has: list[str]
-    receipts: dict[str, Receipt] = field(default_factory=dict)
-    told: dict[str, str] = field(default_factory=dict)
-    dropped: bool = False
-
-
-@dataclass
-class Book:
-    """All that a client remembers of its copies.
-
-    Attributes:
-        updates: Digests of the updates that the client was told of, in that order.
-        copies: The copies.
-        model: Names and shapes of the project's model, as of the last update.
-        pending: The change that is about to be made to one copy, if any.
-    """
-
-    updates: list[str] = field(default_factory=list)
-    copies: list[Copy] = field(default_factory=list)
-    model: dict[str, list[Any]] = field(default_factory=dict)
-    pending: dict[str, Any] | None = None
-
-    def find(self, path: Path) -> Copy | None:
-        """The copy at a path."""
-        return next((c for c in self.copies if c.path == str(path)), None)
-
-    def name_for(self, path: Path, name: str | None) -> str:
-        """A name that no other copy has."""
-        base = (name or path.name)[:_LONGEST_NAME]
-        base = "".join(c if c.isprintable() else "?" for c in base)
-        names, number = {c.name for c in self.copies}, 1
-        while (own := base if number == 1 else f"{base} ({number})") in names:
-            number += 1
-        return own
-
-    def to_bytes(self) -> bytes:
-        """As the file holds it."""
-        return (json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n").encode()
-
-    @classmethod
-    def from_bytes(cls, data: bytes, source: Path) -> Book:
-        """Read what `to_bytes` gave.
-
-        Raises:
-            StoreError: If it is something else.
-        """
-        try:
-            fields = json.loads(data)
-            if fields.pop("format") != _FORMAT:
-                raise ValueError("its format is another")
-            return cls(**{**fields, "copies": [Copy(**c) for c in fields["copies"]]})
-        except (ValueError, LookupError, TypeError, AttributeError) as e:
-            raise StoreError(
-                f"{source} is damaged ({e}); restore it from a backup, or remove it: the copies must then be "
-                "registered again, and what they had of earlier updates is not known"
-            ) from e
 
 
 class CopyRegistry:
@@ -121,7 +40,15 @@ class CopyRegistry:
         self.folder = folder
         self._saved = b""
 
-    def add(self, path: Path, has: Sequence[str], *, name: str | None = None, personal: bool = False) -> None:
+    def add(
+        self,
+        path: Path,
+        has: Sequence[str],
+        *,
+        name: str | None = None,
+        personal: bool = False,
+        run: int | None = None,
+    ) -> None:
         """Note that a model was saved; updates that the client knows of and the model lacks are applied now.
 
         Args:
@@ -129,15 +56,18 @@ class CopyRegistry:
             has: Digests of the updates that the saved model has had.
             name: What receipts call it; default the file's name.
             personal: Its layers go on from what the file held before, so it has had what the file had.
+            run: The Flower run in which it was trained; None: that of every update.
 
         Raises:
-            CopyError: If there is no such file, or it is neither a safetensors file nor a state dict.
+            CopyError: If there is no such file, or it is neither a safetensors file nor a state dict; or if
+                the updates that it lacks are of other runs, so that it must be another federation's.
             StoreError: If it cannot be remembered.
         """
         path = Path(path).resolve()
         if not path.is_file():
             raise CopyError(f"there is no file {path} to keep; register a copy after it was saved")
         with self._open() as book:
+            self._check_run(book, has, run)
             copy = book.find(path)
             if copy is None or copy.dropped:
                 check_file(_read(path)[0])
@@ -164,20 +94,33 @@ class CopyRegistry:
                 else:
                     book.copies.remove(copy)
 
-    def apply(self, update: DampeningUpdate, model: Signature) -> list[Receipt]:
+    def apply(
+        self, update: DampeningUpdate, model: Signature, *, store: str = "", run: int | None = None
+    ) -> list[Receipt]:
         """Apply an update to every copy that lacks it.
 
         Args:
             update: The update.
             model: The project's model's tensors.
+            store: Id of the store of the server that sent it; "": not known.
+            run: The Flower run in which it came; None: not known.
 
         Returns:
             What became of each copy, and receipts of copies that were brought up to date since the last time.
 
         Raises:
             StoreError: If the copies cannot be told, or the update not be kept. Then it is to be repeated.
+                Also if they are another federation's.
         """
         with self._open() as book:
+            if store and book.store not in ("", store):
+                raise StoreError(
+                    f"{self.folder} remembers copies of the federation whose store is {book.store[:12]}, and "
+                    f"this update is of the store {store[:12]}; give each federation a folder of its own"
+                )
+            book.store = book.store or store
+            if run is not None:
+                book.told_in.setdefault(update.digest, run)
             book.copies = [c for c in book.copies if not c.dropped or _waits(c, update.digest)]
             book.model = {n: [list(s.shape), s.dtype] for n, s in model.items()}
             self._keep(update)
@@ -192,6 +135,16 @@ class CopyRegistry:
                     copy.receipts[update.digest] = {"copy": copy.name, "status": said}
                 receipts += _to_tell(copy, update.digest)
             return receipts
+
+    def _check_run(self, book: Book, has: Sequence[str], run: int | None) -> None:
+        """A later run of the same federation tells of all earlier updates in every training message."""
+        strange = [d for d in book.updates if d not in has and book.told_in.get(d, run) != run]
+        if run is not None and strange:
+            raise CopyError(
+                f"{self.folder} remembers updates of another run (the first: {strange[0][:12]}), which this "
+                "run's model has not had: this is another federation, or the server's store was put back. "
+                f"Give each federation a folder of its own, or remove {self.folder / _BOOK}"
+            )
 
     # ------------------------------------------------------------------ one copy
     def _catch_up(self, book: Book, copy: Copy, digest: str) -> None:

@@ -298,3 +298,35 @@ def test_killed_at_every_step_of_keeping_an_older_model(tmp_path: Path) -> None:
 
 def void(_: object) -> None:
     pass
+
+
+# --------------------------------------------------------------------------- one federation in a folder
+def test_another_federation_is_refused_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.pt", cases.model())
+    registry(tmp_path).add(path, [], run=1)
+    registry(tmp_path).apply(ONE, cases.SIGNATURE, store="a" * 64, run=1)
+    expect(path, ONE)
+    save(path, cases.model())
+    for go in (
+        lambda: registry(tmp_path).add(path, [], run=2),
+        lambda: registry(tmp_path).add(save(tmp_path / "new.pt", cases.model()), [], run=2),
+    ):
+        with pytest.raises(CopyError, match=r"updates of another run .* a folder of its own, or remove"):
+            go()
+    expect(path)
+    with pytest.raises(StoreError, match=r"is a{12}, and this update is of the store b{12}"):
+        registry(tmp_path).apply(TWO, cases.SIGNATURE, store="b" * 64, run=2)
+    expect(path)
+
+
+def test_a_later_run_of_the_same_federation_goes_on(tmp_path: Path) -> None:
+    path = save(tmp_path / "last.pt", cases.model())
+    registry(tmp_path).add(path, [], run=1)
+    registry(tmp_path).apply(ONE, cases.SIGNATURE, store="a" * 64, run=1)
+    registry(tmp_path).add(save(path, cases.model()), [], run=1)
+    expect(path, ONE)
+    registry(tmp_path).add(save(path, cases.model(3)), [ONE.digest], run=2)
+    registry(tmp_path).apply(TWO, cases.SIGNATURE, store="a" * 64, run=2)
+    expect(path, TWO, state=cases.model(3))
+    registry(tmp_path).add(save(path, cases.model(4)), [ONE.digest], run=2)
+    expect(path, TWO, state=cases.model(4))

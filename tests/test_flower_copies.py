@@ -320,3 +320,23 @@ def test_receipts_of_very_many_copies() -> None:
     assert short[0] == many[200]
     assert short[-1] == {"copy": "151 more", "status": "applied: 151"}
     assert shortened(many[:7]) == many[:7]
+
+
+def test_a_folder_is_one_federations(tmp_path: Path) -> None:
+    """Trained anew with the same code: the first federation's updates do not come to the second's copies."""
+    site, strategy, grid, arrays = trained(tmp_path)
+    assert strategy.forget(grid, THREE, arrays).committed
+    again = UnlearningStrategy(fed.fedavg(), store=tmp_path / "other")
+    later = fed.grid(make=site.app)
+    for context in later.contexts.values():
+        context.run_id = 2
+    train(again, later, 1)
+    assert all(node.kind == "initial" for node in again.store.umig), "the clients refused to train"
+    again.start(fed.grid(), ArrayRecord(fed.build_model().state_dict()), num_rounds=1)
+    arrays = again.stored_arrays()
+    before = {c: site.read(c) for c in range(fed.CLIENTS)}
+    outcome = again.forget(later, THREE, arrays)
+    assert outcome.committed
+    assert len(outcome.outstanding) == fed.CLIENTS
+    for client, state in before.items():
+        assert_close(site.read(client), state, rtol=0, atol=0)

@@ -39,9 +39,11 @@ def broadcast(
         nodes: Node id to client name.
         request: Id of the request that was decided.
     """
-    content = RecordDict({records.HEAD: records.head(operation=operation), **records.write_update(update)})
+    told = records.head(operation=operation, store=store.audit.store_id)
+    content = RecordDict({records.HEAD: told, **records.write_update(update)})
     for node, reply in exchange.each(records.APPLY, dict.fromkeys(nodes, content)):
         if isinstance(reply, str):
+            log.warning("client %s has not applied the update: %s", nodes[node], reply)
             continue
         try:
             client = records.read_client(reply)

@@ -125,10 +125,10 @@ class Responder:
 
     def apply(self, client: str, record: ConfigRecord, content: RecordDict, context: Context) -> RecordDict:
         """Apply the update to every copy of the model that this client keeps, once; answer with receipts."""
-        update = records.read_update(content)
+        update, store = records.read_update(content), str(record.get("store", ""))
         started = time.perf_counter()
         receipts = own_copies.apply_everywhere(
-            update, context, self.copies, lambda: signature_of(self._build(context).state_dict())
+            update, context, self.copies, lambda: signature_of(self._build(context).state_dict()), store
         )
         ledger = self.ledger(context) if self.ledger else None
         if ledger and (removed := ledger.clear()):  # sums of what was forgotten, for a model that is no more

@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from fl_unlearn.copies import FAILED, CopyRegistry, Receipt
+from fl_unlearn.copies import CopyRegistry
+from fl_unlearn.copies_book import FAILED, Receipt
 from fl_unlearn.copy_file import CopyError, ForeignCopyError, fit
 from fl_unlearn.dampen import DampeningUpdate, change_flat
 from fl_unlearn.flower import records
@@ -73,7 +74,8 @@ class OwnCopies:
             personal: The file's layers go on from what the file held before, not from the message's model.
 
         Raises:
-            CopyError: If there is no such file, or its content is of another kind; or no message is known.
+            CopyError: If there is no such file, or its content is of another kind; or no message is known; or
+                the folder remembers another federation's copies.
             AnswerError: If the message tells nonsense of its model.
             StoreError: If the copy cannot be remembered.
         """
@@ -86,7 +88,7 @@ class OwnCopies:
                 "which model the copy goes on from is not known: give the training message, as "
                 "keep(context, path, message), or use unlearning_mod(..., copies=...)"
             )
-        self.registry(context).add(Path(path), has, name=name, personal=personal)
+        self.registry(context).add(Path(path), has, name=name, personal=personal, run=context.run_id)
 
     def drop(self, context: Context, path: str | Path) -> None:
         """Say that a copy is no longer kept, after removing the file; one that is not known is passed over.
@@ -110,7 +112,11 @@ def note_received(message: Message, context: Context) -> None:
 
 
 def apply_everywhere(
-    update: DampeningUpdate, context: Context, copies: OwnCopies | None, model: Callable[[], Signature]
+    update: DampeningUpdate,
+    context: Context,
+    copies: OwnCopies | None,
+    model: Callable[[], Signature],
+    store: str = "",
 ) -> list[Receipt]:
     """Apply an update to every model that a client keeps.
 
@@ -119,6 +125,7 @@ def apply_everywhere(
         context: The client's Context.
         copies: Its registered files, if it keeps any.
         model: Gives the tensors of the project's model.
+        store: Id of the server's store.
 
     Raises:
         StoreError: If the registered copies cannot be told.
@@ -127,7 +134,9 @@ def apply_everywhere(
         return []
     signature = model()
     receipts = apply_to_state(update, context, signature)
-    return receipts + (copies.registry(context).apply(update, signature) if copies else [])
+    if copies is None:
+        return receipts
+    return receipts + copies.registry(context).apply(update, signature, store=store, run=context.run_id)
 
 
 def apply_to_state(update: DampeningUpdate, context: Context, model: Signature) -> list[Receipt]:
