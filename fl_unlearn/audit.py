@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -158,7 +158,7 @@ class AuditLog:
         return Entry(seq, time, kind, unsigned.body, previous, hash_, signature)
 
     # ------------------------------------------------------------------ reading
-    def entries(self, first: int = 1) -> Iterator[Entry]:
+    def entries(self, first: int = 1) -> Generator[Entry, None, None]:
         """The entries from number ``first`` on, in order.
 
         Raises:

@@ -98,7 +98,8 @@ def export_certificate(store: RunStore, request: str) -> dict[str, Any]:
     if not by:
         raise AuditError(
             f"entry {anchor.seq}, which tells of {request!r}, is not signed: there can be no certificate. "
-            "Make a key (SigningKey.generate) and give it as signing_key: what is written then is signed"
+            "Make a key (fl-unlearn audit keygen) and give it as RunStore(..., signing_key=...): what is "
+            "written then is signed"
         )
     announced = next(e for e in entries if e.seq == by)
     own = [e for e in chosen if by < e.seq <= newest[by].seq]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fl_unlearn.document_log import ACCEPTED
-from fl_unlearn.document_status import DocumentStatus, find, statuses
+from fl_unlearn.document_status import REFUSALS, DocumentStatus, find, statuses
 from fl_unlearn.intake import check, take_cancellations, take_in
 from fl_unlearn.lock import StoreBusyError
 from fl_unlearn.policy import Policy
@@ -60,7 +60,18 @@ class Desk:
         why = self._take_in(waiting=True)
         with RunStore(self.folder, read_only=True) as store:
             status = next(s for s in statuses(store) if s.ticket == ticket)
-            return status, why if store.documents.of_ticket(ticket) is None else None
+            undecided = store.documents.of_ticket(ticket) is None and status.state not in REFUSALS
+            return status, why if undecided else None
+
+    def trouble(self) -> str | None:
+        """Why nothing can be decided here even while no run holds the store; None: something can."""
+        try:
+            with RunStore(self.folder, signing_key=self.signing_key, audit_head=self.audit_head, wait=_WAIT):
+                return None
+        except StoreBusyError:
+            return None
+        except StoreError as e:
+            return str(e)
 
     def withdraw(self, name: str) -> tuple[DocumentStatus, str | None]:
         """Cancel a document; a run that holds the store does it, unless it comes to serve it first.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Literal
@@ -160,7 +161,8 @@ def _add_routes(app: FastAPI, desk: Desk) -> None:
 
     def hand_in(data: bytes) -> DocumentStatus:
         with one_at_a_time:
-            return desk.hand_in(data)[0]
+            status, why = desk.hand_in(data)
+            return replace(status, message=why) if why and not status.message else status
 
     schema = {"requestBody": {"required": True, "content": {"application/json": {"schema": json_schema()}}}}
 

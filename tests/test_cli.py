@@ -92,12 +92,12 @@ def test_it_runs_as_a_module_and_by_its_installed_name(folder):
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(folder):
-    module = (
-        f"'{sys.executable}' -m fl_unlearn.cli lineage '{folder}' --affected-by client:0 --json | head -1"
-    )
-    result = subprocess.run(module, shell=True, capture_output=True, text=True)
-    assert result.stdout.count("\n") == 1
-    assert "Traceback" not in result.stderr
+    asked = f"lineage '{folder}' --affected-by client:0 --json", f"audit log '{folder}' --json"
+    for arguments in asked:
+        command = f"'{sys.executable}' -u -m fl_unlearn.cli {arguments} | head -1"
+        result = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert result.stdout.count("\n") == 1
+        assert result.stderr == ""
 
 
 def test_errors_of_ours_are_not_hidden(folder, monkeypatch):
@@ -240,6 +240,7 @@ def test_status_as_json(folder):
         ],
         "audit_entries": entries,
         "interrupted_requests": [],
+        "documents": {},
         "pending": [],
         "leftovers": [],
         "being_written": False,

@@ -14,6 +14,7 @@ import runs
 from cases_cli import forget, listing, run, run_json, run_lines
 
 from fl_unlearn.audit_keys import SigningKey
+from fl_unlearn.cli.audit import _listed
 from fl_unlearn.dampen import DampeningUpdate
 from fl_unlearn.run_store import RunStore
 
@@ -150,6 +151,20 @@ def test_log(signed):
         )
     assert run("audit", "log", signed / "run", "--since", 10_000).stdout == ""
     run("audit", "log", signed / "run", "--since", 0, code=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([3], "3"),
+        (["a", "b", "c", "d"], "a, b, c and 1 more"),
+        ([], "(0)"),
+        ([{}, {}], "(2)"),
+        ({"a": 1}, "(1)"),
+    ],
+)
+def test_lists_in_the_log_are_short(value, text):
+    assert _listed(value) == text
 
 
 def test_status_tells_when_an_operation_was_decided(signed):

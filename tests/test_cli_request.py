@@ -93,6 +93,9 @@ def test_with_a_policy_it_is_decided_at_once(folder: Path, office: Office) -> No
     ]
     assert "no problem" in run("audit", "verify", folder).stdout
     shown = run("request", "list", folder).stdout
+    assert all(line == line.rstrip() for line in shown.splitlines()), "a file has no blanks at the ends"
+    assert "1 accepted, 2 refused (fl-unlearn request list)" in run("status", folder).stdout
+    assert run_json("status", folder)["documents"] == {"accepted": 1, "refused": 2}
     assert "classes 3" in shown
     assert "3 documents" in shown
 
@@ -139,7 +142,11 @@ def test_while_a_run_holds_the_store(folder: Path, office: Office) -> None:
         assert made["state"] == "waiting"
         assert "a run holds the store" in made["waits_because"]
         refused = run_json("request", "add", folder, "--client", 1, *operator(office), *policy, code=1)
-        assert (refused["state"], refused["code"]) == ("refused", "not-allowed")
+        assert (refused["state"], refused["code"], refused["waits_because"]) == (
+            "refused",
+            "not-allowed",
+            None,
+        )
         assert store.documents.rows() == []
         cancelled = run_json("request", "cancel", folder, made["id"], *policy)
         assert (cancelled["state"], cancelled["message"]) == ("waiting", "cancellation was asked for")

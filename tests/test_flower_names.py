@@ -76,3 +76,14 @@ def test_what_nodes_said_is_remembered_and_the_latest_counts(tmp_path: Path) -> 
         assert names.recall(store) == {2: "b", 3: "a", 1: "c"}
         names.remember(store, dict.fromkeys(range(10, 10_010), "x"))
         assert set(names.recall(store).values()) == {"x"}
+
+
+def test_who_does_not_answer_in_time_is_asked_again_and_told_apart(tmp_path: Path, caplog) -> None:
+    with RunStore(tmp_path) as store:
+        grid, known = fed.grid(lambda request, reply: None), names.Names(store)
+        known.meet(Exchange(grid, 7.0), [100, 101])
+        assert "2 nodes did not say within 7 s which client they are; they are asked again" in caplog.text
+        assert "attached" not in caplog.text
+        grid.tamper = None
+        known.meet(Exchange(grid, 7.0), [100, 101])
+        assert known.known == {100: "0", 101: "1"}

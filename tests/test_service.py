@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from fastapi.testclient import TestClient
 
 from fl_unlearn import desk as desk_module
 from fl_unlearn import inbox as inbox_module
+from fl_unlearn.audit_keys import SigningKey
 from fl_unlearn.desk import Desk
 from fl_unlearn.document_checks import MAX_BYTES
 from fl_unlearn.intake import take_in
@@ -176,6 +178,7 @@ def test_while_a_run_holds_the_store(client: TestClient, folder: Path, office: O
     with RunStore(folder) as store:
         made = client.post("/requests", content=document.to_bytes())
         assert (made.status_code, made.json()["state"]) == (202, "waiting")
+        assert made.json()["message"].startswith("a run holds the store")
         refused = client.post("/requests", content=office.document(THREE, "hospital").to_bytes())
         problem(refused, 403, "not-allowed")
         assert client.get("/health").json() == {"status": "ok", "waiting": 2}
@@ -257,6 +260,19 @@ def test_other_addresses_than_loopback_are_warned_of(
         assert "WARNING: " in run(*arguments, "--host", host, "--port", 80).stderr
     assert asked[0] == ("127.0.0.1", 8750)
     assert asked[-1] == ("example.org", 80)
+
+
+def test_a_signed_log_without_its_key_is_warned_of(
+    folder: Path, office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, key = tmp_path / "token", tmp_path / "audit.pem"
+    token.write_text(TOKEN)
+    SigningKey.generate(key)
+    RunStore(folder, signing_key=key).close()
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
+    arguments = ("serve", folder, "--policy", office.path, "--token-file", token)
+    assert re.search("WARNING: nothing is decided here.* is signed", run(*arguments).stderr)
+    assert "WARNING" not in run(*arguments, "--signing-key", key).stderr
 
 
 @pytest.mark.slow

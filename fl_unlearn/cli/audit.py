@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -101,8 +102,8 @@ def log_(
     as_json: JsonLines = False,
 ) -> None:
     """The entries, oldest first."""
-    with stores.reading(folder) as store:
-        entries = store.audit.entries(since)
+    # Closed before the store is, also where a reader of the output goes away in the middle.
+    with stores.reading(folder) as store, closing(store.audit.entries(since)) as entries:
         if as_json:
             for entry in entries:
                 print_json_line(entry.to_json())
@@ -112,14 +113,21 @@ def log_(
 
 
 def _row(entry: Entry) -> tuple[object, ...]:
-    """An entry on one line: of its body the plain values, then how many things it lists."""
+    """An entry on one line: of its body the plain values, then what it lists, or how much."""
     plain = {n: v for n, v in entry.body.items() if not isinstance(v, dict | list)}
     parts = [f"{n} {short(v) if isinstance(v, str) and len(v) == 64 else v}" for n, v in plain.items()]
-    parts += [f"{n} ({len(v)})" for n, v in entry.body.items() if n not in plain]
+    parts += [f"{n} {_listed(v)}" for n, v in entry.body.items() if n not in plain]
     what = ", ".join(parts)
     what = what if len(what) <= _DETAILS else what[: _DETAILS - 3] + "..."
     signed = "yes" if entry.signature else "no"
     return entry.seq, entry.time[:19].replace("T", " "), entry.kind, signed, short(entry.hash), what
+
+
+def _listed(value: dict[str, Any] | list[Any]) -> str:
+    """A few plain values, or how many there are."""
+    if isinstance(value, list) and value and all(isinstance(v, str | int | float) for v in value):
+        return some([str(v) for v in value], 3)
+    return f"({len(value)})"
 
 
 @app.command(epilog=f"{STORE_HELP} REQUEST: its number, or the first 6 or more characters of its operation.")

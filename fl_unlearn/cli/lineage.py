@@ -128,9 +128,11 @@ def _roots_of_class(store: RunStore, label: int) -> list[str]:
         owners = [owner for owner, client in store.clients().items() if client in holders]
         recorded = {node.name for node in store.umig.roots(owners)} if owners else set()
     if not recorded:
+        known = sorted(set(store.clients().values()))
+        hint = f"; name a client instead, such as --affected-by client:{known[0]}" if known else ""
         raise LineageError(
             f"no request to forget class {label} was served from this store, so it is not known which "
-            "clients hold it; name a client instead, such as --affected-by client:4"
+            f"clients hold it{hint}"
         )
     return sorted(recorded)
 

@@ -63,7 +63,14 @@ def table(
         )
     for line in lines:
         made.add_row(*(_cell(value, name == cut) for name, value in zip(columns, line, strict=True)))
-    console().print(made)
+    out = console()
+    if out.is_terminal:
+        out.print(made)
+        return
+    with out.capture() as laid_out:  # in a file, nobody needs the last column as wide as its longest text
+        out.print(made)
+    for text in laid_out.get().splitlines():
+        typer.echo(text.rstrip())
 
 
 def _cell(value: object, cut: bool) -> Text:

@@ -44,6 +44,8 @@ def serve(
     desk = Desk(folder, Policy.read(policy), signing_key, audit_head)
     with stores.reading(folder):  # a wrong folder is told of now, and not to the first client
         pass
+    if (why := desk.trouble()) is not None:
+        say(f"WARNING: nothing is decided here, documents wait for a run: {why}", "bold red", stderr=True)
     if not _is_loopback(host):
         say(
             f"WARNING: {host} can be reached from other machines, and the token and the documents travel "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from fl_unlearn.cli import leftovers, stores
@@ -26,6 +27,8 @@ def status(folder: Store, as_json: Json = False) -> None:
 
 
 def _status(store: RunStore) -> dict[str, Any]:
+    from fl_unlearn.document_status import statuses
+
     kinds = stores.kinds(store)
     number, size = stores.kept_bytes(store)
     left = leftovers.find(store)
@@ -38,6 +41,7 @@ def _status(store: RunStore) -> dict[str, Any]:
         "operations": _operations(store),
         "audit_entries": stores.audit_entries(store),
         "interrupted_requests": stores.interrupted_requests(store),
+        "documents": dict(Counter(s.state for s in statuses(store))),
         "pending": left.pending,
         "leftovers": [file.where for file in left.files],
         "being_written": stores.is_being_written(store.folder),
@@ -86,6 +90,9 @@ def _show(found: dict[str, Any]) -> None:
         ("audit log", count(found["audit_entries"], "entry", "entries")),
         ("pending", _pending(found)),
     ]
+    if found["documents"]:
+        texts = [f"{number:,} {state}" for state, number in found["documents"].items()]
+        facts.append(("documents", f"{', '.join(texts)} (fl-unlearn request list)"))
     if found["interrupted_requests"]:
         texts = [f"{r['request']} (after phase {r['phase']!r})" for r in found["interrupted_requests"]]
         facts.append(("requests", f"{', '.join(texts)} under way, or interrupted: make them again"))

@@ -43,7 +43,6 @@ def broadcast(
     content = RecordDict({records.HEAD: told, **records.write_update(update)})
     for node, reply in exchange.each(records.APPLY, dict.fromkeys(nodes, content)):
         if isinstance(reply, str):
-            log.warning("client %s has not applied the update: %s", nodes[node], reply)
             continue
         try:
             client = records.read_client(reply)

@@ -72,7 +72,14 @@ class Names:
                     self.known[node] = name
                     self.store.identify(unidentified(node), name)
             remember(self.store, self.known)
-        if strangers := [n for n in new if n not in self.known]:
+        if silent := [n for n in new if n not in self._said]:
+            log.warning(
+                "%d nodes did not say within %g s which client they are; they are asked again before their "
+                "next message, and until then their updates count as affected by every request",
+                len(silent),
+                exchange.timeout,
+            )
+        if strangers := [n for n in new if n in self._said and n not in self.known]:
             # Once: some strategies meet one client a round.
             log.log(
                 logging.INFO if self._warned else logging.WARNING,

@@ -39,6 +39,9 @@ from fl_unlearn.types import ForgetRequest, UnlearnError, UnlearnSettings
 
 log = logging.getLogger(__name__)
 
+QUICK = 120.0
+"""Seconds, at most, to wait for answers that need no computing: a busy machine starts a process for each."""
+
 HOOKS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
 
 
@@ -190,7 +193,7 @@ class UnlearningStrategy(Strategy):
 
     def _quick(self, grid: Grid) -> Exchange:
         """For questions that need no computing: they must not hold up a round for long."""
-        return Exchange(grid, min(self.settings.timeout, 60.0))
+        return Exchange(grid, min(self.settings.timeout, QUICK))
 
     def _serve_due(self, grid: Grid, arrays: ArrayRecord, rounds_done: int | None) -> bool:
         """Serve what is due, if anything; a request that cannot be served does not stop the training."""
