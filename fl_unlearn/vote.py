@@ -36,6 +36,9 @@ from fl_unlearn.types import ClassScores
 Said = tuple[float, int]
 """An accuracy, 0 to 1, and the number of samples it was measured on; (0.0, 0): on none."""
 
+SaidBy = Mapping[str, tuple[Said, Said]]
+"""Client to what it says of the forgotten data, and of the other."""
+
 
 def differs(then: Said, now: Said, tolerance: float) -> bool:
     """Whether two accuracies differ by more than ``tolerance`` and what other samples would explain."""

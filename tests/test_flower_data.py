@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSamp
 
 from fl_unlearn.evidence import lineage
 from fl_unlearn.fisher.ledger import FisherLedger
-from fl_unlearn.flower import UnlearningStrategy, forget, legacy, records
+from fl_unlearn.flower import UnlearningStrategy, data_scores, forget, legacy, records
 from fl_unlearn.flower.forgotten import SAMPLES as TOLD
 from fl_unlearn.flower.reporting import build_report
 from fl_unlearn.flower.targets import LEFT_OUT, NAMED, Share
@@ -299,6 +299,25 @@ def test_what_was_done_is_told_as_it_is(tmp_path: Path) -> None:
     assert "# Request to forget 5 samples of client 1\n" in page
     assert "forgotten classes" not in page
     assert "Such data is not to become unknown" in page
+
+
+def test_what_the_verification_contradicts_is_said(tmp_path: Path) -> None:
+    def lie(question: Message, reply: Message) -> Message:
+        if question.metadata.message_type != "query.unlearn_score" or question.metadata.dst_node_id != 102:
+            return reply
+        if not records.list_of(question.content.config_records[records.HEAD], "thresholds"):
+            held = reply.content.config_records[data_scores.HELD_OUT]
+            held["correct"] = [0] * len(records.list_of(held, "correct"))
+        return reply
+
+    assert served(tmp_path / "honest", ONE).contradictions == ()
+    result = served(tmp_path / "lied to", ONE, tamper=lie)
+    assert result.committed
+    assert any(
+        text.startswith("client 2 said") and "on its held-out data before, and now 0.0%" in text
+        for text in result.contradictions
+    )
+    assert "The verification contradicts" in result.message
 
 
 def test_clients_leave_out_what_was_forgotten_when_training_goes_on(tmp_path: Path) -> None:

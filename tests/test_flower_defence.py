@@ -32,7 +32,6 @@ from fl_unlearn.types import (
     UnlearnSettings,
     UpdateError,
 )
-from fl_unlearn.vote import Votes
 
 Lie = Callable[[RecordDict, RecordDict], None]
 
@@ -319,9 +318,9 @@ def test_masked_sums_are_compared_among_the_same_clients() -> None:
     after = (ClassScores({3: 0}, {3: 30}, {3: 0.0}), ClassScores({-1: 200}, {-1: 200}, {-1: 0.0}))
     masked = UnlearnSettings(privacy=Privacy(masked=True))
     noisy = UnlearnSettings(privacy=Privacy(score_noise=1.0))
-    assert len(contradictions(chosen, {}, after, Votes([3]), masked)) == 1
-    assert contradictions(None, {}, after, Votes([3]), masked) == ()  # another client answered, or one less
-    assert contradictions(chosen, {}, after, Votes([3]), noisy) == ()
+    assert len(contradictions(chosen, {}, after, {}, masked)) == 1
+    assert contradictions(None, {}, after, {}, masked) == ()  # another client answered, or one less
+    assert contradictions(chosen, {}, after, {}, noisy) == ()
 
 
 def test_a_bound_that_json_cannot_hold_is_refused() -> None:

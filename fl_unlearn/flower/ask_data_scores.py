@@ -13,7 +13,7 @@ from fl_unlearn.flower import data_scores, records
 from fl_unlearn.flower.data_scores import DataScores
 from fl_unlearn.flower.panel import Panel
 from fl_unlearn.types import ClassScores
-from fl_unlearn.vote import Votes
+from fl_unlearn.vote import Said, SaidBy, Votes
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,21 @@ class Scored:
         held: On held-out samples, of all clients.
         clients: How many clients' scores they are.
         votes: The scores on held-out samples, client by client.
+        answers: All scores, client by client.
     """
 
     forget: list[ClassScores]
     held: list[ClassScores]
     clients: int
     votes: Votes
+    answers: dict[str, DataScores]
+
+    def said(self, candidate: int) -> SaidBy:
+        """What each client says of a candidate, by its number from 1 up; 0 is the model as it is."""
+        return {
+            client: (_said(own.forget[candidate]), _said(own.held[candidate]))
+            for client, own in self.answers.items()
+        }
 
 
 def ask_data_scores(panel: Panel, state: dict[str, torch.Tensor], base: DampeningUpdate | None) -> Scored:
@@ -76,7 +85,11 @@ def ask_data_scores(panel: Panel, state: dict[str, torch.Tensor], base: Dampenin
     votes = Votes((), liars=defence.liars, weight=defence.weight, trained=panel.examples)
     for client, scores in good.items():
         votes.add(client, scores.held)
-    return Scored(_added(s.forget for s in ordered), _added(s.held for s in ordered), len(good), votes)
+    return Scored(_added(s.forget for s in ordered), _added(s.held for s in ordered), len(good), votes, good)
+
+
+def _said(scores: ClassScores) -> Said:
+    return scores.accuracy() or 0.0, sum(scores.total.values())
 
 
 def _added(answers: Iterable[list[ClassScores]]) -> list[ClassScores]:

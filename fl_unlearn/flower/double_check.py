@@ -12,7 +12,7 @@ from fl_unlearn.caps import IsHead, exceeds
 from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.defence import Defence
 from fl_unlearn.types import ClassScores, ForgetRequest, UnlearnSettings, UpdateError
-from fl_unlearn.vote import Said, Votes, differs
+from fl_unlearn.vote import Said, SaidBy, differs
 
 
 def head_of(settings: UnlearnSettings) -> IsHead:
@@ -70,8 +70,9 @@ def contradictions(
     chosen: Candidate | None,
     promised: Mapping[str, Sequence[Sequence[float]]],
     after: tuple[ClassScores, ClassScores],
-    votes: Votes,
+    now_said: SaidBy,
     settings: UnlearnSettings,
+    kept: str = "retained",
 ) -> tuple[str, ...]:
     """Where the measurements after a commit contradict those that it was decided by, in words.
 
@@ -84,15 +85,15 @@ def contradictions(
             of other clients than the sums now. Only looked at where nobody's own word is known.
         promised: What each client said of it then, as `Votes.said` gives it.
         after: The sums now, on the forgotten and the retained data.
-        votes: What each client says now.
+        now_said: What each client says now.
         settings: How the request was served.
+        kept: What the other data is called, in the words given back.
     """
     out, tolerance = [], settings.defence.contradiction
     if settings.privacy.score_noise:
         return ()
-    now_said = votes.said(0)
     same = sorted(set(promised) & set(now_said))
-    for i, what in enumerate(("forgotten", "retained")):
+    for i, what in enumerate(("forgotten", kept)):
         if promised:
             then, now = (_together([said[c][i] for c in same]) for said in (promised, now_said))
         elif chosen is not None:
@@ -104,7 +105,7 @@ def contradictions(
         if differs(then, now, tolerance):
             out.append(f"{then[0]:.1%} on the {what} data was promised, {now[0]:.1%} is measured")
     for client in same:
-        both = zip(("forgotten", "retained"), promised[client], now_said[client], strict=True)
+        both = zip(("forgotten", kept), promised[client], now_said[client], strict=True)
         for what, (before, n), said in both:
             if differs((float(before), int(n)), said, tolerance):
                 out.append(

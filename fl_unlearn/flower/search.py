@@ -175,8 +175,10 @@ class Search:
             return self._taken(base, NO_HELD_OUT)
         r.like_labels = like_labels(scored.forget[0], scored.held[0], scored.votes)
         r.candidates = tuple(judge_data(scored.forget, scored.held, r.like_labels, s, scored.votes))
-        known = measured(scored.forget[0], "forgotten")
-        return self._taken(base, choose_data(r.candidates, known, r.like_labels, s))
+        chosen = choose_data(r.candidates, measured(scored.forget[0], "forgotten"), r.like_labels, s)
+        if isinstance(chosen, Candidate):
+            self.progress.promised = scored.said(1 + r.candidates.index(chosen))
+        return self._taken(base, chosen)
 
     def _taken(self, base: DampeningUpdate, chosen: Candidate | str) -> Candidate | None:
         """Note what was chosen, or why nothing was."""

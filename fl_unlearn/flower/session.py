@@ -26,7 +26,7 @@ from fl_unlearn.dampen import DampeningUpdate, apply_update
 from fl_unlearn.evidence import check_named
 from fl_unlearn.flower import records
 from fl_unlearn.flower.ask_data_scores import ask_data_scores
-from fl_unlearn.flower.ask_scores import Scored, ask_scores
+from fl_unlearn.flower.ask_scores import ask_scores
 from fl_unlearn.flower.broadcast import broadcast, deliver_outstanding, identify
 from fl_unlearn.flower.double_check import check_commit, contradictions
 from fl_unlearn.flower.exchange import Exchange, unidentified
@@ -42,7 +42,7 @@ from fl_unlearn.privacy import Privacy, cost
 from fl_unlearn.request_log import RequestRow
 from fl_unlearn.run_store import RunStore
 from fl_unlearn.types import ClassScores, ForgetRequest, StoreError, UnlearnSettings, signature_of
-from fl_unlearn.vote import Votes
+from fl_unlearn.vote import SaidBy
 
 log = logging.getLogger(__name__)
 
@@ -276,19 +276,22 @@ class Session:
         """Scores of the model afterwards, as `ForgetResult` has them."""
         if self.request.kind != "classes":
             data = ask_data_scores(self.panel, self.result.state, None)
-            return data.forget[0], data.held[0]
+            after = data.forget[0], data.held[0]
+            self._contradict(after, data.clients, data.said(0), "held-out")
+            return after
         scored = ask_scores(self.panel, [self.result.state], None)
         after = scored.rows[0][0].forget, scored.rows[0][0].retain
-        self._contradict(after, scored)
+        self._contradict(after, scored.clients, scored.votes.said(0) if scored.votes else {}, "retained")
         return after
 
-    def _contradict(self, after: tuple[ClassScores, ClassScores], scored: Scored) -> None:
+    def _contradict(
+        self, after: tuple[ClassScores, ClassScores], clients: int, now_said: SaidBy, kept: str
+    ) -> None:
         r, p = self.result, self.progress
         if p.expected is not None and digest_of(r.state) != p.expected:
             return  # training went on before the server was back: it is another model
-        chosen = p.candidate() if scored.clients == p.scored[0] else None
-        votes = scored.votes or Votes(self.request.classes)
-        r.contradictions = contradictions(chosen, p.promised, after, votes, self.settings)
+        chosen = p.candidate() if clients == p.scored[0] else None
+        r.contradictions = contradictions(chosen, p.promised, after, now_said, self.settings, kept)
         if r.contradictions:
             what = "; ".join(r.contradictions[:3])
             r.message += f". The verification contradicts what this was decided by: {what}"
