@@ -247,22 +247,31 @@ def _by_sums(c: Candidate, settings: UnlearnSettings) -> bool:
     return c.forget_accuracy <= settings.forget_tolerance and c.retain_drop <= settings.max_retain_drop
 
 
-def standing_alone(candidates: Sequence[Candidate]) -> str:
-    """A sentence on the fewest clients that stand against some candidate; empty if there are none."""
+def standing_alone(candidates: Sequence[Candidate], needed: Collection[str] = ()) -> str:
+    """A sentence on the fewest clients that stand against some candidate; empty if there are none.
+
+    Args:
+        candidates: All candidates.
+        needed: Clients without whom the request cannot be served.
+    """
     said = [c.against for c in candidates if c.against]
     if not said:
         return ""
     few = min(said, key=lambda clients: (len(clients), clients))
     who = f"client{'s' if len(few) > 1 else ''} {', '.join(few)}"
-    return (
+    text = (
         f". Without the word of {who} one would have passed by the sums: either that is a lie, or only they "
-        "hold what would be lost. If you know it to be a lie, repeat the request with "
-        f"Defence(distrusted={few!r})"
+        "hold what would be lost"
     )
+    if not set(few).isdisjoint(needed):
+        return text
+    return f"{text}. If you know it to be a lie, repeat the request with Defence(distrusted={few!r})"
 
 
-def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) -> str:
-    """One or two sentences on why no candidate passed, and what to try."""
+def explain_refusal(
+    candidates: Sequence[Candidate], settings: UnlearnSettings, needed: Collection[str] = ()
+) -> str:
+    """One or two sentences on why no candidate passed, and what to try; ``needed`` as in `standing_alone`."""
     best = min(candidates, key=lambda c: (c.forget_accuracy, c.retain_drop))
     tried = ", ".join(f"{t:g}" for t in settings.thresholds)
     text = (
@@ -272,7 +281,7 @@ def explain_refusal(candidates: Sequence[Candidate], settings: UnlearnSettings) 
         f"t = {best.threshold:g} (dampening {best.dampening:g}) left {best.forget_accuracy:.1%} and cost "
         f"{100 * best.retain_drop:.1f} points"
     )
-    if alone := standing_alone(candidates):
+    if alone := standing_alone(candidates, needed):
         text += alone
     elif any(_by_sums(c, settings) for c in candidates):
         text += ". By the sums one would have passed, but other holders of the same classes say otherwise"

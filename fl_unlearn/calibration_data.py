@@ -13,7 +13,7 @@ and whatever takes it away takes as much of the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from fl_unlearn.types import (
     SettingsError,
     UnlearnSettings,
 )
-from fl_unlearn.vote import Votes
+from fl_unlearn.vote import Votes, differs
 
 DATA: Mapping[str, Any] = {
     "fisher_scope": "all",
@@ -35,6 +35,9 @@ DATA: Mapping[str, Any] = {
     "max_retain_drop": 0.01,
 }
 """What differs from the default settings where a client or samples are to be forgotten."""
+
+NOISE = 0.02
+"""How far trimming may move an accuracy on few samples without anybody lying."""
 
 
 def settings_for(request: ForgetRequest, settings: UnlearnSettings) -> UnlearnSettings:
@@ -74,6 +77,8 @@ def named(request: ForgetRequest) -> str:
 def like_labels(forget: ClassScores, held: ClassScores, votes: Votes | None = None) -> float:
     """Accuracy on held-out samples with the labels, in the shares, of the forget set.
 
+    It is that of the sums, unless a few clients move those further than `NOISE` and other samples would.
+
     Args:
         forget: Scores of the model as it is on the forget set.
         held: The same on held-out samples.
@@ -82,15 +87,20 @@ def like_labels(forget: ClassScores, held: ClassScores, votes: Votes | None = No
     Raises:
         NotEnoughAnswersError: If there is no held-out sample of any of these labels.
     """
-    labels = [c for c in forget.total if c in held.total]
+    labels = [c for c in forget.total if held.total.get(c)]
     if not labels:
         raise NotEnoughAnswersError(
             f"no client has held-out samples of the forget set's labels {sorted(forget.total)}, which tell "
             "what is not trained on; nothing was changed"
         )
-    voted = votes if votes is not None and votes.liars else None
-    known = {c: voted.accuracy(c) if voted else held.correct[c] / held.total[c] for c in labels}
-    return sum(forget.total[c] * known[c] for c in labels) / sum(forget.total[c] for c in labels)
+    known = sum(forget.total[c] * held.correct[c] / held.total[c] for c in labels) / sum(
+        forget.total[c] for c in labels
+    )
+    voted = votes.accuracy(forget.total) if votes is not None and votes.liars else None
+    samples = sum(held.total[c] for c in labels)
+    if voted is not None and differs((known, samples), (voted, samples), NOISE):
+        return voted
+    return known
 
 
 def judge_data(
@@ -142,7 +152,11 @@ def judge_data(
 
 
 def choose_data(
-    candidates: Sequence[Candidate], known: float, like: float, settings: UnlearnSettings
+    candidates: Sequence[Candidate],
+    known: float,
+    like: float,
+    settings: UnlearnSettings,
+    needed: Collection[str] = (),
 ) -> Candidate | str:
     """The candidate for a client's data or samples, or why there is none.
 
@@ -151,6 +165,7 @@ def choose_data(
         known: Accuracy of the model as it is on the forget set.
         like: As for `judge_data`.
         settings: What is accepted.
+        needed: Clients without whom the request cannot be served.
     """
     if settings.force:
         return candidates[0]
@@ -167,7 +182,7 @@ def choose_data(
         f"clients measure {known:.1%} on what is to be forgotten, and {like:.1%} on held-out samples of like "
         f"labels; where at most {100 * settings.max_retain_drop:.1f} points may be lost on held-out samples, "
         f"{reached}. Nothing was changed: this data is too like what is kept for its Fisher to tell them "
-        f"apart; fine-tune or retrain without it{standing_alone(candidates)}"
+        f"apart; fine-tune or retrain without it{standing_alone(candidates, needed)}"
     )
 
 

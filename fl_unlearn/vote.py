@@ -7,8 +7,8 @@ all is lost). So two more numbers are taken of each candidate on the current mod
   nearest of the others (winsorised), then all are averaged by their numbers of samples. With f liars among at
   least 2f + 1 holders of a class, every value used lies among the honest holders' values: a class that all of
   them lost counts as lost, one that none of them lost counts as kept. Of fewer holders, as many are replaced
-  as leaves one between; a class of one or two holders is taken at its word, but a gain in it counts as none,
-  so that it cannot make up for a loss elsewhere.
+  as leaves one between; a class of one or two holders is taken at its word, but a gain in it counts as none
+  (unless ``gains`` says otherwise), so that it cannot make up for a loss elsewhere.
   The loss on the retained data is also taken client by client, not class by class, and the greater one
   counts: what each client loses in few samples of many classes must not be cut away in each.
 * *least*: the sums without the f clients that say the worst.
@@ -88,6 +88,7 @@ class Votes:
         liars: The share of the clients whose word must not decide (`Defence.liars`).
         weight: At most as many times the examples a client was seen to train on do its samples count.
         trained: Client to that number of examples, as far as known.
+        gains: Whether what one or two holders of a class gain makes up for what others lose.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Votes:
         liars: float = 0.0,
         weight: float = float("inf"),
         trained: Mapping[str, int] | None = None,
+        gains: bool = False,
     ) -> None:
+        self._gains = gains
         self._classes, self._clients = sorted(classes), set(clients)
         self._share, self._most, self._trained = liars, weight, dict(trained or {})
         self._ballots: list[_Ballot] = []
@@ -156,12 +159,24 @@ class Votes:
             against.update(found)
         return tuple(sorted(against))
 
-    def accuracy(self, label: int) -> float:
-        """Trimmed accuracy of the model as it is on one class that somebody holds, 0 to 1."""
-        own = [(b, i) for b in self._ballots for i in np.flatnonzero(b.labels == label)]
-        values = np.array([b.correct[0, i] / b.total[i] for b, i in own])
-        weights = np.array([b.weight * b.total[i] for b, i in own])
-        return float((weights * self._winsorised(values)).sum() / weights.sum())
+    def accuracy(self, shares: Mapping[int, int]) -> float | None:
+        """Trimmed accuracy of the model as it is on some classes, client by client.
+
+        Args:
+            shares: Class to how much it counts.
+
+        Returns:
+            0 to 1; None if nobody holds one of them.
+        """
+        values, weights = [], []
+        for b in self._ballots:
+            part = np.array([shares.get(int(c), 0) for c in b.labels], dtype=np.float64)
+            if len(part) and part.any():
+                values.append(float((part * b.correct[0] / b.total).sum() / part.sum()))
+                weights.append(b.weight * float(b.total[part > 0].sum()))
+        if not values:
+            return None
+        return float((np.array(weights) * self._winsorised(np.array(values))).sum() / sum(weights))
 
     def said(self, candidate: int) -> dict[str, tuple[Said, Said]]:
         """What each client says of a candidate: on the forgotten and on the retained data."""
@@ -196,7 +211,7 @@ class Votes:
         for label in np.unique(labels):
             own, w = values[labels == label], weights[labels == label]
             part = float((w * self._winsorised(own)).sum())
-            alone = self.liars and len(own) < 3
+            alone = self.liars and len(own) < 3 and not self._gains
             total += max(part, 0.0) if alone else part
         return total / float(weights.sum())
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fl_unlearn.calibration import Candidate
 from fl_unlearn.calibration_data import (
@@ -169,3 +172,46 @@ def test_a_surer_candidate_comes_before_a_disputed_one() -> None:
     assert choose_data([stronger, base], 1.0, 0.9, GRID) is base
     unfit = replace(base, forget_accuracy=0.95, passed=False)
     assert choose_data([stronger, unfit], 1.0, 0.9, GRID) is stronger
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.sampled_from([0.8, 0.9, 0.97]))
+def test_the_honest_do_not_move_what_is_like_unseen_samples(seed: int, each: int, known: float) -> None:
+    """Clients with few samples of each class: trimmed class by class, most would say 100 %."""
+    random, votes, held = Random(seed), Votes((), liars=0.3), ClassScores()
+    for client in range(10):
+        right = {c: sum(random.random() < known for _ in range(each)) for c in range(10)}
+        own = ClassScores(right, dict.fromkeys(range(10), each), dict.fromkeys(range(10), 0.0))
+        votes.add(str(client), [own, own])
+        held += own
+    forget = ClassScores(
+        dict.fromkeys(range(10), 9), dict.fromkeys(range(10), 10), dict.fromkeys(range(10), 0.0)
+    )
+    assert like_labels(forget, held, votes) == like_labels(forget, held)
+
+
+def test_a_label_that_nobody_scored_counts_for_nothing() -> None:
+    forget, held = ClassScores({0: 9, 1: 9}, {0: 10, 1: 10}, {0: 0.0, 1: 0.0}), scores(90)
+    empty = ClassScores({0: 90, 1: 0}, {0: 100, 1: 0}, {0: 0.0, 1: 0.0})
+    votes = Votes((), liars=0.3)
+    for client in "abcd":
+        votes.add(client, [empty, empty])
+    assert like_labels(forget, empty, votes) == like_labels(forget, held) == 0.9
+
+
+def test_what_one_holder_gains_counts_only_where_it_may() -> None:
+    said = {
+        str(i): [ClassScores({i: k}, {i: 100}, {i: 0.0}) for k in (90, 92 - 4 * (i % 2))] for i in range(6)
+    }
+    for gains, drop in ((False, 0.01), (True, 0.0)):
+        votes = Votes((), liars=0.2, gains=gains)
+        for client, own in said.items():
+            votes.add(client, own)
+        assert votes.verdict(1).drop == pytest.approx(drop)
+
+
+def test_no_advice_that_cannot_be_followed() -> None:
+    refused = Candidate(2.0, 1.0, 0.5, 0.9, 0.1, 0.5, 0.1, 0.1, False, True, against=("9",))
+    assert "Defence(distrusted=('9',))" in str(choose_data([refused], 1.0, 0.9, GRID, ("4",)))
+    advice = str(choose_data([refused], 1.0, 0.9, GRID, ("9",)))
+    assert "Without the word of client 9" in advice
+    assert "distrusted" not in advice

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from fl_unlearn.calibration import Candidate
 from fl_unlearn.defence import OFF, Defence
 from fl_unlearn.flower import records
 from fl_unlearn.flower.double_check import contradictions
-from fl_unlearn.flower.progress import Progress
+from fl_unlearn.flower.progress import Progress, _alike
 from fl_unlearn.flower.session import forget
 from fl_unlearn.privacy import Privacy
 from fl_unlearn.run_store import RunStore
@@ -171,6 +172,19 @@ def test_whom_the_operator_distrusts_is_left_out(store: RunStore) -> None:
     assert result.failed == {"0": "the settings distrust it (defence.distrusted)"}
     assert result.outstanding == (), "it gets the update as all others do"
     assert fed.accuracy(result.state, 3) <= 0.04
+
+
+def test_another_name_does_not_help(store: RunStore, caplog: pytest.LogCaptureFixture) -> None:
+    def renamed(question: RecordDict, reply: RecordDict) -> None:
+        reply.config_records[records.HEAD]["client"] = "99"
+
+    assert serve(store, request=ForgetRequest((2,))).committed, "who the nodes are is known"
+    lies = {action: renamed for action in (records.IDENTITY, records.FISHER, records.SCORE)}  # noqa: C420
+    settings = {"defence": Defence(distrusted=("0", "client-7")), "min_answers": 1.0}
+    result = serve(store, lies, {100}, settings=settings)
+    assert result.committed
+    assert "the settings distrust it" in next(iter(result.failed.values()))
+    assert "names clients that are not there: ['client-7']" in caplog.text
 
 
 def test_distrust_is_of_names() -> None:
@@ -377,3 +391,11 @@ def test_a_malformed_answer_leaves_a_run_as_it_was(tmp_path: Path) -> None:
     network.tamper = lying({records.FISHER: fisher_times(-1, -1.0)}, {100})
     with unchanged(strategy, result.arrays, NotEnoughAnswersError, "usable answer to the Fisher phase"):
         strategy.forget(network, THREE, result.arrays)
+
+
+def test_settings_of_an_older_version_are_the_defaults_of_this_one() -> None:
+    then = json.loads(json.dumps(UnlearnSettings(timeout=7.0).to_json()))
+    del then["defence"]["distrusted"], then["measures"]
+    assert _alike(then, UnlearnSettings(timeout=7.0, min_clients=3))
+    assert not _alike(then, UnlearnSettings(timeout=7.0, defence=Defence(distrusted=("1",))))
+    assert not _alike(then, UnlearnSettings(timeout=8.0))

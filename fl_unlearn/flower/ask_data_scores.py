@@ -82,7 +82,7 @@ def ask_data_scores(panel: Panel, state: dict[str, torch.Tensor], base: Dampenin
     panel.require(panel.request.named, good)
     ordered = [good[client] for client in sorted(good)]
     defence = panel.settings.defence
-    votes = Votes((), liars=defence.liars, weight=defence.weight, trained=panel.examples)
+    votes = Votes((), liars=defence.liars, weight=defence.weight, trained=panel.examples, gains=True)
     for client, scores in good.items():
         votes.add(client, scores.held)
     return Scored(_added(s.forget for s in ordered), _added(s.held for s in ordered), len(good), votes, good)

@@ -124,7 +124,7 @@ class Panel:
                 if isinstance(reply, str):
                     raise AnswerError(reply)
                 client = self._name(node, reply, good)
-                if client in self.settings.defence.distrusted:
+                if self._distrusted(node):
                     raise AnswerError("the settings distrust it (defence.distrusted)")
                 take(client, reply)
                 good.add(client)
@@ -197,6 +197,11 @@ class Panel:
             raise AnswerError(f"node {node} answers as client {client!r}, which is another node's name")
         return client
 
+    def _distrusted(self, node: int) -> bool:
+        """Also a node that gave another name before is that client still, whatever it says now."""
+        named = {self.names.get(node), self.remembered.get(node)}
+        return not named.isdisjoint(self.settings.defence.distrusted)
+
     def plausible(self, client: str, samples: int) -> None:
         """Check a count, which weighs in every sum: it must bear some relation to what the client trained on.
 
@@ -227,7 +232,8 @@ class Panel:
         """
         if not answered:
             self._refused()
-        if answered >= max(1, self.settings.min_answers * len(self.nodes)):
+        asked = sum(not self._distrusted(node) for node in self.nodes)
+        if answered >= max(1, self.settings.min_answers * asked):
             return
         reasons = "; ".join(f"{c}: {why[:300]}" for c, why in list(self.failed.items())[:3])
         raise NotEnoughAnswersError(

@@ -96,7 +96,8 @@ def _alike(then: dict[str, Any], now: UnlearnSettings) -> bool:
     Settings that an older version did not know were what the defaults are.
     """
     plain, older = (json.loads(json.dumps(s.to_json())) for s in (now, UnlearnSettings()))
-    return {**older, **then, "min_clients": 0} == {**plain, "min_clients": 0}
+    known = {n: {**v, **then.get(n, {})} if isinstance(v, dict) else then.get(n, v) for n, v in older.items()}
+    return {**then, **known, "min_clients": 0} == {**plain, "min_clients": 0}
 
 
 class Progress:

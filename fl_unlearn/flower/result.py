@@ -131,8 +131,9 @@ def describe(result: ForgetResult, chosen: Candidate, scored: tuple[int, int]) -
     if not chosen.passed:
         text += " (forced: this candidate did not pass calibration)"
     if chosen.disputed:
+        whom = f" by {', '.join(chosen.against)}: without them" if chosen.against else ": with weights capped"
         text += (
-            f" (disputed by {', '.join(chosen.against)}: without them, and by the vote, it passed, with "
+            f" (disputed{whom}, and by the vote, it passed, with "
             + ("" if chosen.trimmed_forget is None else f"{chosen.trimmed_forget:.1%} left, ")
             + f"{100 * (chosen.trimmed_drop or 0):.1f} points lost)"
         )

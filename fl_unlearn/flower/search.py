@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ from fl_unlearn.types import signature_of
 from fl_unlearn.update import ErasedLayer
 
 Gathered = FisherGather | PooledFisher
+
+log = logging.getLogger(__name__)
 
 NO_HELD_OUT = (
     "a client's data and single samples can only be judged against held-out samples, which tell what is not "
@@ -111,6 +114,9 @@ class Search:
         for node, client in self.panel.names.items():
             self.store.identify(unidentified(node), client)
         remember(self.store, self.panel.names)
+        distrusted = set(self.settings.defence.distrusted)
+        if strange := distrusted - set(self.panel.names.values()) - set(self.panel.remembered.values()):
+            log.warning("defence.distrusted names clients that are not there: %s", sorted(strange)[:10])
         r.roots, r.affected = evidence.lineage(
             self.request,
             self.store,
@@ -163,7 +169,8 @@ class Search:
         chosen = r.candidates[0] if self.settings.force else choose(r.candidates)
         if chosen is not None and scored.votes is not None:
             self.progress.promised = scored.votes.said(1 + r.candidates.index(chosen))
-        return self._taken(base, chosen or explain_refusal(r.candidates, self.settings))
+        needed = r.holders if len(r.holders) == 1 else ()
+        return self._taken(base, chosen or explain_refusal(r.candidates, self.settings, needed))
 
     def _calibrate_data(self, base: DampeningUpdate) -> Candidate | None:
         """For a client or samples; earlier models are not looked at."""
@@ -175,7 +182,8 @@ class Search:
             return self._taken(base, NO_HELD_OUT)
         r.like_labels = like_labels(scored.forget[0], scored.held[0], scored.votes)
         r.candidates = tuple(judge_data(scored.forget, scored.held, r.like_labels, s, scored.votes))
-        chosen = choose_data(r.candidates, measured(scored.forget[0], "forgotten"), r.like_labels, s)
+        known = measured(scored.forget[0], "forgotten")
+        chosen = choose_data(r.candidates, known, r.like_labels, s, self.request.named)
         if isinstance(chosen, Candidate):
             self.progress.promised = scored.said(1 + r.candidates.index(chosen))
         return self._taken(base, chosen)
