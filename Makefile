@@ -121,6 +121,7 @@ fuzz: $(VENV)/.sim  ## sound and altered inputs at random (TARGET=documents, ans
 attacks: $(VENV)/.sim  ## digits: clients that lie while a class is forgotten, with and without the defence (minutes)
 	$(BIN)/python -m simulations.attacks $(ARGS)
 	$(BIN)/python -m simulations.attacks.client
+	$(BIN)/python -m simulations.attacks.honest
 
 clean:  ## remove the environment and what was built; outputs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

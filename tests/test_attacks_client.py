@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from strategy_cases import Case, trained
 
-from simulations.attacks import client
+from fl_unlearn.defence import Defence
+from simulations.attacks import client, honest
 from simulations.attacks.client import ATTACKS, Row, serve
 
 NAMED = {attack.name: (attack, who) for attack, who in ATTACKS.items()}
@@ -66,3 +67,22 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any)
     assert "(before: 70 %, 70 %)" in text
     assert len(json.loads((tmp_path / "client.json").read_text())["requests"]) == 2 * 2 * (1 + 3 + 3 + 3)
     assert text in capsys.readouterr().out
+
+
+def test_what_the_vote_does_to_the_honest_is_counted() -> None:
+    row = {"outcome": "refused", "disputed": False, "drop": None, "by": "sums"}
+    done = {"outcome": "committed", "drop": 0.013}
+    rows = [row, {**row, **done, "by": "vote", "disputed": True}, {**row, **done}, {**row, "by": "vote"}]
+    assert honest.summary(rows) == (
+        "2 requests; committed by the sums: 1; by the vote, 1 more (1 disputed; points lost: 1.3) and 1 fewer"
+    )
+
+
+def test_an_honest_request_with_skewed_samples(case: Case) -> None:
+    held = honest.skewed(case.setting, 0, case.clients)
+    assert sum(len(loader.dataset) for loader in held) == 360  # type: ignore[arg-type]
+    apps = {100 + c.index: client.app(c, h) for c, h in zip(case.clients, held, strict=True)}
+    row = honest.serve(case.history.store.folder, apps, "0", Defence())
+    assert row["outcome"] == "committed"
+    assert not row["disputed"]
+    assert row["drop"] <= 0.01

@@ -20,6 +20,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from fl_unlearn.defence import OFF, Defence
 from fl_unlearn.flower import attach, forget, records
@@ -73,11 +74,11 @@ ATTACKS: Mapping[Attack, tuple[int, ...]] = {
 """Attacks, and who lies: the first one, two or all three."""
 
 
-def app(client: Client) -> ClientApp:
-    """An honest client."""
+def app(client: Client, held_out: DataLoader[Any] | None = None) -> ClientApp:
+    """An honest client; with other held-out samples than its own, if they are given."""
 
     def data(context: Context) -> Any:
-        return client.batches("train"), client.batches("held-out")
+        return client.batches("train"), held_out or client.batches("held-out")
 
     def model(context: Context) -> nn.Module:
         return client.fresh(0)
