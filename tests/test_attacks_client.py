@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,8 @@ def made_up(folder, clients, attack, liars, name) -> Row:
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr(client, "serve", made_up)
-    monkeypatch.setattr(client, "open_history", lambda setting, seed, folder: trained().history)
+    nothing = SimpleNamespace(store=SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(client, "open_history", lambda setting, seed, folder: nothing)
     monkeypatch.setattr("sys.argv", ["client", "--seeds", "4", "5", "--out", str(tmp_path)])
     client.main()
     text = (tmp_path / "client.md").read_text()

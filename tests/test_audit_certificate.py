@@ -90,7 +90,7 @@ def test_a_refused_request(template: cases.Template) -> None:
 def test_unsigned_stores_have_none(tmp_path: Path) -> None:
     with runs.filled(tmp_path / "store") as store:
         cases.forget(store, 1, cases.A, ["g1"])
-        with pytest.raises(AuditError, match=r"is not signed: .* give it as signing_key"):
+        with pytest.raises(AuditError, match=r"is not signed: .* signing_key"):
             export_certificate(store, "1")
     key = SigningKey.generate(tmp_path / "key").public
     with RunStore(tmp_path / "store", signing_key=tmp_path / "key") as store:
