@@ -292,7 +292,8 @@ def test_a_client_that_leaves_is_no_contradiction(store: RunStore) -> None:
     assert result.contradictions == ()
 
 
-def test_another_model_is_no_contradiction(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def killed_after_the_commit(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a store whose server died when it had decided."""
     folder = store.folder
     store.close()
 
@@ -303,6 +304,11 @@ def test_another_model_is_no_contradiction(store: RunStore, monkeypatch: pytest.
 
     assert killed(work)
     monkeypatch.undo()
+    return folder
+
+
+def test_another_model_is_no_contradiction(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = killed_after_the_commit(store, monkeypatch)
     trained_on = ArrayRecord(fed.build_model().state_dict())
     with RunStore(folder) as own:
         result = forget(fed.grid(), ForgetRequest((3,)), own, current=trained_on)
@@ -312,16 +318,7 @@ def test_another_model_is_no_contradiction(store: RunStore, monkeypatch: pytest.
 
 
 def test_lies_are_seen_through_after_a_crash(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = store.folder
-    store.close()
-
-    def work() -> None:
-        after_phase("committed")(monkeypatch)
-        with RunStore(folder) as own:
-            forget(fed.grid(), ForgetRequest((3,)), own)
-
-    assert killed(work)
-    monkeypatch.undo()
+    folder = killed_after_the_commit(store, monkeypatch)
     with RunStore(folder) as own:
         result = serve(own, {records.SCORE: LOST}, {101})
     assert any("client 1 said" in what for what in result.contradictions)
